@@ -1,0 +1,51 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+let swiftSettings: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .enableUpcomingFeature("ExistentialAny"),
+]
+
+let package = Package(
+    name: "vmrr",
+    products: [
+        .executable(name: "vmrr", targets: ["vmrr"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    ],
+    targets: [
+        .target(name: "CKVM"),
+        .systemLibrary(name: "CZstd"),
+        .systemLibrary(name: "CLZ4"),
+        .systemLibrary(name: "CXXHash"),
+        .systemLibrary(name: "CZydis"),
+        .target(name: "CTraceSQLite"),
+        .target(name: "Guests"),
+        .target(
+            name: "VMCore",
+            dependencies: ["CKVM", "CXXHash", "CZydis", "Guests"],
+            swiftSettings: swiftSettings
+        ),
+        .target(
+            name: "Trace",
+            dependencies: [
+                "VMCore", "CZstd", "CLZ4", "CXXHash", "CTraceSQLite",
+                .product(name: "GRDB", package: "GRDB.swift"),
+            ],
+            swiftSettings: swiftSettings
+        ),
+        .target(name: "Recorder", dependencies: ["Trace", "VMCore"], swiftSettings: swiftSettings),
+        .target(name: "Replay", dependencies: ["Trace", "VMCore"], swiftSettings: swiftSettings),
+        .executableTarget(
+            name: "vmrr",
+            dependencies: [
+                "Recorder", "Replay", "Trace", "VMCore", "Guests",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: swiftSettings
+        ),
+        .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
+    ]
+)

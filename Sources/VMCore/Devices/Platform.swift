@@ -1,0 +1,114 @@
+/// The devices of the machine, wired as on a PC: the chipset's lines go to the interrupt controllers.
+public struct Platform: Device {
+    public internal(set) var interrupts: InterruptFabric
+    public internal(set) var chipset: Chipset
+    /// The level lines as they were last passed on.
+    private var lines: UInt32 = 0
+
+    public init(_ configuration: ChipsetConfiguration) {
+        interrupts = InterruptFabric()
+        chipset = Chipset(configuration)
+    }
+
+    @inline(__always)
+    private static func isInterruptControllerPort(_ port: UInt16) -> Bool {
+        port & 0xFF7E == 0x20 && port < 0x100 || port == 0x4D0 || port == 0x4D1
+    }
+
+    public mutating func readPort(_ port: UInt16, size: Int, at now: Nanoseconds) -> UInt32 {
+        if Self.isInterruptControllerPort(port) { return interrupts.read(offset: port, size: size, at: now) }
+        let value = chipset.readPort(port, size: size, at: now)
+        passLines(at: now)
+        return value
+    }
+
+    public mutating func writePort(_ port: UInt16, size: Int, value: UInt32, at now: Nanoseconds) {
+        if Self.isInterruptControllerPort(port) {
+            interrupts.write(offset: port, size: size, value: value, at: now)
+        } else {
+            chipset.writePort(port, size: size, value: value, at: now)
+            passLines(at: now)
+        }
+    }
+
+    /// Reads a hole in memory. Where no device answers, the bus floats: all ones.
+    public mutating func readMMIO(_ address: GuestPhysicalAddress, size: Int, at now: Nanoseconds) -> UInt64 {
+        if interrupts.ownsMMIO(address) { return interrupts.readMMIO(address: address, size: size, at: now) }
+        if chipset.ownsMMIO(address.rawValue) { return chipset.readMMIO(address.rawValue, size: size, at: now) }
+        return .max
+    }
+
+    public mutating func writeMMIO(_ address: GuestPhysicalAddress, size: Int, value: UInt64, at now: Nanoseconds) {
+        if interrupts.ownsMMIO(address) {
+            interrupts.writeMMIO(address: address, size: size, value: value, at: now)
+        } else if chipset.ownsMMIO(address.rawValue) {
+            chipset.writeMMIO(address.rawValue, size: size, value: value, at: now)
+        }
+    }
+
+    /// Nil where the access raises #GP.
+    public mutating func readMSR(_ index: UInt32, at now: Nanoseconds) -> UInt64? {
+        if InterruptFabric.ownsMSR(index) { return interrupts.readMSR(index, at: now) }
+        switch index {
+        case 0x8B: return 0  // IA32_BIOS_SIGN_ID: no microcode update loaded
+        case 0xFE: return 0  // IA32_MTRRCAP: no memory type ranges
+        case 0x17, 0xCE: return 0  // IA32_PLATFORM_ID, MSR_PLATFORM_INFO
+        case 0x1A0: return 1  // IA32_MISC_ENABLE: fast strings
+        case 0xC001_0015: return 0  // AMD HWCR
+        case 0xC001_001F, 0xC001_1029, 0xC001_1023: return 0  // AMD NB_CFG, DE_CFG, CU_CFG2
+        default: return nil
+        }
+    }
+
+    /// False where the access raises #GP.
+    public mutating func writeMSR(_ index: UInt32, value: UInt64, at now: Nanoseconds) -> Bool {
+        if InterruptFabric.ownsMSR(index) { return interrupts.writeMSR(index, value: value, at: now) }
+        switch index {
+        case 0x8B, 0x1A0, 0xC001_0015, 0xC001_1029, 0xC001_1023: return true
+        default: return false
+        }
+    }
+
+    public func nextDeadline(after now: Nanoseconds) -> Nanoseconds? {
+        switch (chipset.nextDeadline(after: now), interrupts.nextDeadline(after: now)) {
+        case (let a?, let b?): min(a, b)
+        case (let a, let b): a ?? b
+        }
+    }
+
+    public mutating func advance(to now: Nanoseconds) {
+        chipset.advance(to: now)
+        interrupts.advance(to: now)
+        passLines(at: now)
+    }
+
+    /// Gives the UART a byte; false when it has no room.
+    mutating func receiveSerial(_ byte: UInt8, at now: Nanoseconds) -> Bool {
+        guard chipset.receiveSerial(byte, at: now) else { return false }
+        passLines(at: now)
+        return true
+    }
+
+    /// Passes changes of the chipset's lines to the interrupt controllers.
+    private mutating func passLines(at now: Nanoseconds) {
+        // Several ticks that were waited for together are one edge: as on a PC whose interrupts were off.
+        if chipset.takeTimerTicks() > 0 { interrupts.pulse(0, at: now) }
+        for change in chipset.takeTestLineChanges() { interrupts.setPin(change.gsi, level: change.level, at: now) }
+        let levels = chipset.isaLines
+        var changed = levels ^ lines
+        guard changed != 0 else { return }
+        lines = levels
+        while changed != 0 {
+            let line = changed.trailingZeroBitCount
+            interrupts.setLine(line, level: levels >> line & 1 == 1, at: now)
+            changed &= changed - 1
+        }
+    }
+}
+
+extension Platform {
+    var hasOutput: Bool { chipset.hasOutput }
+    mutating func takeSerialOutput() -> [UInt8] { chipset.takeSerialOutput() }
+    mutating func takeDebugOutput() -> [UInt8] { chipset.takeDebugOutput() }
+    mutating func takeRequest() -> PowerRequest? { chipset.takeRequest() }
+}

@@ -1,0 +1,112 @@
+/// A synchronous exit that waits for its answer.
+public struct Exit {
+    public var identity: EventIdentity
+    /// What the guest wrote; for reads, the answer to be. Elements of string instructions are in `data` instead.
+    public var value: UInt64
+    /// The elements of a string port access with more than one, in guest order: to read for OUTS, to fill for INS.
+    /// Invariant: points into the engine's area and is valid until the guest is entered again.
+    public var data: UnsafeMutableRawBufferPointer?
+
+    public init(_ identity: EventIdentity, value: UInt64 = 0, data: UnsafeMutableRawBufferPointer? = nil) {
+        self.identity = identity
+        self.value = value
+        self.data = data
+    }
+}
+
+/// Why an engine came back.
+public enum Arrival {
+    /// An exit of the guest's own making. It must be answered before the guest goes on.
+    case exit(Exit)
+    /// The guest can take an interrupt now.
+    case window
+    /// The breakpoint or the step that was asked for.
+    case debug
+    /// The host wants attention; the guest stands between two instructions.
+    case kicked
+}
+
+/// What ends a stretch of guest execution, besides an exit or a kick.
+public enum StopCondition: Equatable, Sendable {
+    case none
+    /// The first boundary at which the guest can take an interrupt.
+    case window
+    /// Before the instruction at a linear address, but not the one the guest stands at.
+    case breakpoint(UInt64)
+    /// One instruction.
+    case step
+}
+
+/// What an engine can do on this host, found by trying it out.
+public struct EngineCapabilities: Codable, Equatable, Sendable {
+    /// An interrupt-window exit comes at the very first interruptible boundary.
+    public var exactWindow = false
+    public var breakpointKernel = false
+    public var breakpointUser = false
+    public var stepKernel = false
+    public var stepUser = false
+    /// The resume flag carries the guest past a breakpoint that it stands at.
+    public var resumeFlag = false
+
+    public init() {}
+
+    /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
+    public func canAnchor(cpl: UInt8) -> Bool { cpl == 3 ? breakpointUser : breakpointKernel }
+}
+
+/// A processor that runs a guest: the part of vmrr that differs between hosts.
+public protocol Engine: AnyObject {
+    var name: String { get }
+    var capabilities: EngineCapabilities { get }
+    var memory: GuestMemory { get }
+
+    /// Runs the guest until it exits, is kicked, or meets `stop`. The last exit has been answered.
+    func enter(until stop: StopCondition) throws(HostError) -> Arrival
+
+    /// Gives the answer to the exit that `enter` returned: its value and flags.
+    func answer(_ exit: Exit) throws(HostError)
+
+    /// Finishes the instruction of the last exit without running another one.
+    ///
+    /// - Returns: the next exit, where the same instruction makes one; nil when the guest stands between instructions.
+    func settle() throws(HostError) -> Arrival?
+
+    /// Whether the guest, settled, can take an external interrupt before its next instruction.
+    var isInterruptible: Bool { get }
+
+    /// Makes an external interrupt enter before the next instruction. The guest is settled and interruptible.
+    func queueInterrupt(_ vector: UInt8) throws(HostError)
+    func queueNMI() throws(HostError)
+
+    /// CR8: the task priority class, 0–15.
+    var taskPriority: UInt8 { get set }
+
+    /// The complete state of a settled guest.
+    func state() throws(HostError) -> CPUState
+    func setState(_ state: CPUState) throws(HostError)
+    /// The general, segment and control registers only: a cheap part of `state`.
+    func registers() throws(HostError) -> CPUState
+
+    /// Whether the guest uses breakpoints of its own, which the monitor's would replace.
+    func debugRegistersActive() throws(HostError) -> Bool
+
+    /// Starts to note which pages of memory are written.
+    func trackWrites() throws(HostError)
+    /// Calls `body` for each page of the memory file that may have been written since the last call.
+    func takeWrittenPages(_ body: (Int) -> Void) throws(HostError)
+
+    /// Arranges a kick at a moment of the host's monotonic clock; nil for none.
+    func armKick(at moment: Nanoseconds?)
+    /// Something that kicks the guest from any thread.
+    var kicker: Kicker { get }
+}
+
+/// Stops a running guest from another thread within a millisecond.
+///
+/// The reason for a kick is to be visible to the guest's thread before the kick: kicks that come close together are one.
+public struct Kicker: Sendable {
+    private let action: @Sendable () -> Void
+
+    public init(_ action: @escaping @Sendable () -> Void) { self.action = action }
+    public func kick() { action() }
+}

@@ -1,0 +1,97 @@
+/// What an event is. The raw values are the trace format's.
+public enum EventKind: UInt8, CaseIterable, Codable, Sendable {
+    // Synchronous: exits. Each has a number.
+    case portRead = 1
+    case portWrite = 2
+    case mmioRead = 3
+    case mmioWrite = 4
+    case msrRead = 5
+    case msrWrite = 6
+    /// `address` is the instruction: 0 RDTSC, 1 RDTSCP. `value` is the counter.
+    case timestamp = 7
+    case random = 8
+    case halt = 9
+    case hypercall = 10
+    /// Triple fault.
+    case shutdown = 11
+
+    // Asynchronous: they enter between two exits and have no number. `address` is the vector.
+    /// Injected before the instruction after the preceding exit.
+    case interruptAtExit = 16
+    /// Injected at the first interruptible boundary after the preceding exit.
+    case interruptAtWindow = 17
+    /// Injected at the anchor in the payload.
+    case interruptAtAnchor = 18
+    case nmiAtExit = 19
+    case nmiAtAnchor = 20
+    /// The monitor wrote the payload to guest memory at `address` (a physical address).
+    case memoryWrite = 21
+    /// The monitor changed a control register: `address` names it (8: CR8), `value` is the new content.
+    case registerWrite = 22
+
+    // Annotations: nothing enters the guest.
+    /// `value` is the digest of the registers at the preceding exit.
+    case registerCheck = 32
+    /// `value` is the machine time in nanoseconds at the preceding exit; for play-back and statistics only.
+    case time = 33
+    /// The recording ended at the anchor in the payload, between two exits.
+    case endAtAnchor = 34
+
+    /// Whether the event is an exit, which has a number.
+    @inlinable public var isExit: Bool { rawValue < 16 }
+
+    /// Whether the event carries an anchor.
+    @inlinable public var isAnchored: Bool {
+        self == .interruptAtAnchor || self == .nmiAtAnchor || self == .endAtAnchor
+    }
+}
+
+/// What two events of the same kind and place have in common: the part that is equal when a loop polls one register.
+public struct EventIdentity: Hashable, Sendable {
+    public var kind: EventKind
+    /// Bytes of one element: 1, 2, 4 or 8; 0 where the kind has no data.
+    public var size: UInt8
+    /// Bit 0: the access ended in a fault (#GP for an MSR access).
+    public var flags: UInt8
+    /// Elements: 1, or the repeat count of a string instruction.
+    public var count: UInt32
+    /// Port, guest physical address, MSR index, vector or register.
+    public var address: UInt64
+
+    @inlinable
+    public init(kind: EventKind, size: UInt8 = 0, flags: UInt8 = 0, count: UInt32 = 1, address: UInt64 = 0) {
+        self.kind = kind
+        self.size = size
+        self.flags = flags
+        self.count = count
+        self.address = address
+    }
+
+    public static let faulted: UInt8 = 1
+}
+
+/// A point between two exits at which an interrupt entered.
+///
+/// The preceding exit, RIP and both digests together name one point: two points with the same complete state are the
+/// same point.
+public struct Anchor: Hashable, Codable, Sendable {
+    /// Linear address of the next instruction.
+    public var rip: UInt64
+    /// Digest of the general, segment and control registers: compared at every arrival.
+    public var registers: UInt64
+    /// Digest of the complete processor state and of memory, page-table accessed/dirty bits masked: compared when the
+    /// registers agree.
+    public var memory: UInt64
+    /// Instructions retired since the preceding exit; 0 where the engine can't count.
+    public var instructions: UInt64
+    /// Host time the guest had run since the preceding exit or anchor: a hint for the search, no part of the identity.
+    public var elapsed: Nanoseconds
+
+    public init(rip: UInt64, registers: UInt64, memory: UInt64, instructions: UInt64, elapsed: Nanoseconds) {
+        self.rip = rip
+        self.registers = registers
+        self.memory = memory
+        self.instructions = instructions
+        self.elapsed = elapsed
+    }
+}

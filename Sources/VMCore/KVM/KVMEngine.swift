@@ -1,0 +1,391 @@
+import CKVM
+
+/// The engine on `/dev/kvm`, with nothing of the kernel's own devices: no interrupt controller, no timer, no clock.
+///
+/// It belongs to the thread that makes it; only `kicker` may be used from others.
+public final class KVMEngine: Engine {
+    public let name = "kvm"
+    public let capabilities: EngineCapabilities
+    public let memory: GuestMemory
+
+    let vm: KVMVirtualMachine
+    let vcpu: KVMVirtualCPU
+    private let hasXSave: Bool
+    private let xsaveArea = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 64)
+
+    /// Whether the reserved ports stand for RDTSC and RDTSCP.
+    public var trapsTimestamps = false
+
+    /// Whether the guest stands within the instruction of the last exit, which entering it again finishes.
+    private var isPending = false
+    private var pendingTimestamp: (value: UInt64, withAux: Bool)?
+    private var debugMode = GuestDebug.off
+    private var tracksWrites = false
+    private var slots: [(region: MemoryLayoutMap.Region, bitmap: UnsafeMutableBufferPointer<UInt64>)] = []
+    private var timer: timer_t?
+    private var armed: Nanoseconds?
+
+    /// The signal that ends KVM_RUN. Real-time signals are delivered with the pointer that the handler needs.
+    static let kickSignal = ckvm_sigrtmin() + 2
+
+    /// The ports that replaced timestamp instructions read: the second byte of `IN EAX, imm8`.
+    public static let rdtscPort: UInt16 = 0xEE
+    public static let rdtscpPort: UInt16 = 0xEF
+
+    public init(system: KVMSystem, memory: GuestMemory, model: CPUModel, capabilities: EngineCapabilities)
+        throws(HostError) {
+        self.memory = memory
+        self.capabilities = capabilities
+        hasXSave = model.hasXSave
+        do throws(SystemCallError) {
+            vm = try system.createVM()
+            vcpu = try Self.setUp(system, vm, model)
+            for (i, region) in memory.map.regions.enumerated() {
+                try vm.setMemory(slot: i, at: region.address, host: memory.base + Int(region.fileOffset),
+                                 bytes: Int(region.bytes), logDirty: false)
+                let words = (Int(region.bytes) / pageSize + 63) / 64
+                let bitmap = UnsafeMutableBufferPointer<UInt64>.allocate(capacity: words)
+                bitmap.initialize(repeating: 0)
+                slots.append((region, bitmap))
+            }
+            if ckvm_install_kick_handler(Self.kickSignal) != 0 { throw SystemCallError("sigaction") }
+            var made: timer_t?
+            if ckvm_timer_create(Self.kickSignal, vcpu.run, &made) != 0 { throw SystemCallError("timer_create") }
+            timer = made
+        } catch {
+            throw .call(error)
+        }
+    }
+
+    deinit {
+        if let timer { timer_delete(timer) }
+        for slot in slots { slot.bitmap.deallocate() }
+        xsaveArea.deallocate()
+    }
+
+    private static func setUp(_ system: KVMSystem, _ vm: KVMVirtualMachine, _ model: CPUModel)
+        throws(SystemCallError) -> KVMVirtualCPU {
+        // On Intel processors without unrestricted guests the kernel needs three pages for its own use.
+        try vm.descriptor.control("KVM_SET_TSS_ADDR", ckvm_SET_TSS_ADDR, 0xFFFB_D000)
+        // All reasons: filtered, unknown and invalid MSR accesses come to the monitor.
+        try vm.enable(KVM_CAP_X86_USER_SPACE_MSR, name: "KVM_CAP_X86_USER_SPACE_MSR", 7)
+        try vm.setMSRFilter(allowed: [0x174...0x176, 0x277...0x277, 0xC000_0080...0xC000_0103])
+        if system.check(KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0 {
+            try vm.enable(KVM_CAP_EXIT_ON_EMULATION_FAILURE, name: "KVM_CAP_EXIT_ON_EMULATION_FAILURE", 1)
+        }
+        let vcpu = try vm.createVCPU(id: 0, mapSize: try system.vcpuMapSize())
+        if system.check(KVM_CAP_ENFORCE_PV_FEATURE_CPUID) > 0 {
+            var request = kvm_enable_cap()
+            request.cap = UInt32(KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
+            request.args.0 = 1
+            try vcpu.descriptor.control("KVM_ENABLE_CAP(KVM_CAP_ENFORCE_PV_FEATURE_CPUID)", ckvm_ENABLE_CAP,
+                                        updating: &request)
+        }
+        try vcpu.set(cpuid: model.entries)
+        return vcpu
+    }
+
+    private var run: UnsafeMutablePointer<kvm_run> { vcpu.run }
+
+    // MARK: Running
+
+    public func enter(until stop: StopCondition) throws(HostError) -> Arrival {
+        switch stop {
+        case .none:
+            try setDebug(.off)
+            run.pointee.request_interrupt_window = 0
+        case .window:
+            try setDebug(.off)
+            run.pointee.request_interrupt_window = 1
+        case .step:
+            try setDebug(.singleStep)
+            run.pointee.request_interrupt_window = 0
+        case .breakpoint(let address):
+            run.pointee.request_interrupt_window = 0
+            if let arrival = try passBreakpoint(address) { return arrival }
+        }
+        isPending = false
+        while true {
+            if let arrival = try runOnce() { return arrival }
+        }
+    }
+
+    /// One KVM_RUN. Nil for exits that mean nothing to the guest.
+    @inline(__always)
+    private func runOnce() throws(HostError) -> Arrival? {
+        if ckvm_run(vcpu.descriptor.rawValue) < 0 { return try interrupted() }
+        switch Int32(bitPattern: run.pointee.exit_reason) {
+        case KVM_EXIT_IO:
+            isPending = true
+            return .exit(portExit())
+        case KVM_EXIT_MMIO:
+            isPending = true
+            return .exit(mmioExit())
+        case KVM_EXIT_HLT: return .exit(Exit(EventIdentity(kind: .halt)))
+        case KVM_EXIT_IRQ_WINDOW_OPEN: return .window
+        case KVM_EXIT_DEBUG: return .debug
+        case KVM_EXIT_SET_TPR: return .kicked
+        case KVM_EXIT_INTR: return try interrupted()
+        default: return .exit(try rareExit())
+        }
+    }
+
+    private func interrupted() throws(HostError) -> Arrival {
+        let error = ckvm_errno()
+        ckvm_set_immediate_exit(run, 0)
+        guard error == EINTR || error == EAGAIN else { throw .call(SystemCallError("KVM_RUN", errno: error)) }
+        return .kicked
+    }
+
+    private func portExit() -> Exit {
+        let size = ckvm_io_size(run)
+        let count = ckvm_io_count(run)
+        let port = ckvm_io_port(run)
+        let data = UnsafeMutableRawPointer(run) + Int(ckvm_io_data_offset(run))
+        let isWrite = ckvm_io_direction(run) == 1
+        if trapsTimestamps, !isWrite, size == 4, count == 1, port == Self.rdtscPort || port == Self.rdtscpPort {
+            return Exit(EventIdentity(kind: .timestamp, size: 8, address: port == Self.rdtscPort ? 0 : 1))
+        }
+        var exit = Exit(EventIdentity(kind: isWrite ? .portWrite : .portRead, size: size, count: count,
+                                      address: UInt64(port)))
+        if count > 1 {
+            exit.data = UnsafeMutableRawBufferPointer(start: data, count: Int(size) * Int(count))
+        } else if isWrite {
+            switch size {
+            case 1: exit.value = UInt64(data.load(as: UInt8.self))
+            case 2: exit.value = UInt64(data.load(as: UInt16.self))
+            default: exit.value = UInt64(data.load(as: UInt32.self))
+            }
+        }
+        return exit
+    }
+
+    private func mmioExit() -> Exit {
+        let size = UInt8(truncatingIfNeeded: min(8, ckvm_mmio_length(run)))
+        let isWrite = ckvm_mmio_is_write(run) != 0
+        let identity = EventIdentity(kind: isWrite ? .mmioWrite : .mmioRead, size: size,
+                                     address: ckvm_mmio_address(run))
+        let mask = size == 8 ? UInt64.max : (1 << (8 * UInt64(size))) - 1
+        return Exit(identity, value: isWrite ? ckvm_mmio_data(run) & mask : 0)
+    }
+
+    private func rareExit() throws(HostError) -> Exit {
+        switch Int32(bitPattern: run.pointee.exit_reason) {
+        case KVM_EXIT_X86_RDMSR:
+            isPending = true
+            let index = ckvm_msr_index(run)
+            if index == 0x10 { return Exit(EventIdentity(kind: .timestamp, size: 8, address: 2)) }
+            return Exit(EventIdentity(kind: .msrRead, size: 8, address: UInt64(index)))
+        case KVM_EXIT_X86_WRMSR:
+            isPending = true
+            return Exit(EventIdentity(kind: .msrWrite, size: 8, address: UInt64(ckvm_msr_index(run))),
+                        value: ckvm_msr_data(run))
+        case KVM_EXIT_SHUTDOWN: return Exit(EventIdentity(kind: .shutdown))
+        case KVM_EXIT_HYPERCALL: return Exit(EventIdentity(kind: .hypercall))
+        case KVM_EXIT_FAIL_ENTRY: throw .failedEntry(reason: ckvm_fail_entry_reason(run))
+        case KVM_EXIT_INTERNAL_ERROR: throw try internalError()
+        default: throw .unexpectedExit(reason: run.pointee.exit_reason)
+        }
+    }
+
+    private func internalError() throws(HostError) -> HostError {
+        let state = try registers()
+        guard ckvm_internal_suberror(run) == 1 else {  // KVM_INTERNAL_ERROR_EMULATION
+            return .internalError(suberror: ckvm_internal_suberror(run), rip: state.general.rip)
+        }
+        let attached = ckvm_emulation_flags(run) & 1 != 0 ? Int(min(15, ckvm_emulation_size(run))) : 0
+        return .cannotEmulate(rip: state.general.rip, bytes: (0..<attached).map { ckvm_emulation_byte(run, UInt32($0)) })
+    }
+
+    public func answer(_ exit: Exit) throws(HostError) {
+        switch exit.identity.kind {
+        case .portRead where exit.identity.count == 1:
+            let data = UnsafeMutableRawPointer(run) + Int(ckvm_io_data_offset(run))
+            switch exit.identity.size {
+            case 1: data.storeBytes(of: UInt8(truncatingIfNeeded: exit.value), as: UInt8.self)
+            case 2: data.storeBytes(of: UInt16(truncatingIfNeeded: exit.value), as: UInt16.self)
+            default: data.storeBytes(of: UInt32(truncatingIfNeeded: exit.value), as: UInt32.self)
+            }
+        case .mmioRead:
+            ckvm_mmio_set_data(run, exit.value)
+        case .msrRead, .msrWrite:
+            ckvm_msr_answer(run, exit.value, exit.identity.flags & EventIdentity.faulted)
+        case .timestamp where exit.identity.address == 2:
+            ckvm_msr_answer(run, exit.value, 0)
+        case .timestamp:
+            try answerTimestamp(exit)
+        default:
+            break
+        }
+    }
+
+    /// Finishes the port read that stands for RDTSC or RDTSCP, then gives the guest all that these return.
+    private func answerTimestamp(_ exit: Exit) throws(HostError) {
+        let data = UnsafeMutableRawPointer(run) + Int(ckvm_io_data_offset(run))
+        data.storeBytes(of: UInt32(truncatingIfNeeded: exit.value), as: UInt32.self)
+        guard try settle() == nil else { throw .unexpectedExit(reason: run.pointee.exit_reason) }
+        do throws(SystemCallError) {
+            var registers = try vcpu.registers()
+            registers.rax = exit.value & 0xFFFF_FFFF
+            registers.rdx = exit.value >> 32
+            if exit.identity.address == 1 { registers.rcx = try vcpu.msrs([0xC000_0103])[0] & 0xFFFF_FFFF }
+            try vcpu.set(registers)
+        } catch {
+            throw .call(error)
+        }
+    }
+
+    public func settle() throws(HostError) -> Arrival? {
+        guard isPending else { return nil }
+        isPending = false
+        run.pointee.request_interrupt_window = 0
+        ckvm_set_immediate_exit(run, 1)
+        defer { ckvm_set_immediate_exit(run, 0) }
+        while true {
+            guard let arrival = try runOnce() else { continue }
+            if case .kicked = arrival { return nil }
+            return arrival
+        }
+    }
+
+    // MARK: Debugging
+
+    private func setDebug(_ mode: GuestDebug) throws(HostError) {
+        guard mode != debugMode else { return }
+        do throws(SystemCallError) { try vcpu.setGuestDebug(mode) } catch { throw .call(error) }
+        debugMode = mode
+    }
+
+    /// Gets the guest off the instruction it stands at when that is the one to stop before, then sets the breakpoint.
+    private func passBreakpoint(_ address: UInt64) throws(HostError) -> Arrival? {
+        if let arrival = try settle() { return arrival }
+        if try registers().linearRIP == address {
+            if capabilities.resumeFlag {
+                do throws(SystemCallError) {
+                    var registers = try vcpu.registers()
+                    registers.rflags |= RFlags.resume
+                    try vcpu.set(registers)
+                } catch {
+                    throw .call(error)
+                }
+            } else {
+                try setDebug(.singleStep)
+                while true {
+                    guard let arrival = try runOnce() else { continue }
+                    guard case .debug = arrival else { return arrival }
+                    break
+                }
+                // A one-instruction loop is back where it was: that is the arrival.
+                if try registers().linearRIP == address { return .debug }
+            }
+        }
+        try setDebug(.breakpoint(address))
+        return nil
+    }
+
+    // MARK: Interrupts
+
+    public var isInterruptible: Bool { run.pointee.ready_for_interrupt_injection != 0 }
+
+    public var taskPriority: UInt8 {
+        get { UInt8(truncatingIfNeeded: run.pointee.cr8) }
+        set { run.pointee.cr8 = UInt64(newValue & 15) }
+    }
+
+    public func queueInterrupt(_ vector: UInt8) throws(HostError) {
+        do throws(SystemCallError) { try vcpu.queueInterrupt(vector) } catch { throw .call(error) }
+        run.pointee.ready_for_interrupt_injection = 0
+    }
+
+    public func queueNMI() throws(HostError) {
+        do throws(SystemCallError) { try vcpu.queueNMI() } catch { throw .call(error) }
+    }
+
+    // MARK: State
+
+    public func state() throws(HostError) -> CPUState {
+        do throws(SystemCallError) {
+            var state = try vcpu.state(withAVX: hasXSave, area: xsaveArea)
+            state.control.cr8 = UInt64(taskPriority)
+            return state
+        } catch { throw .call(error) }
+    }
+
+    public func setState(_ state: CPUState) throws(HostError) {
+        // An unfinished instruction would be finished on top of the new state.
+        while try settle() != nil {}
+        do throws(SystemCallError) {
+            try vcpu.restore(state, withAVX: hasXSave, area: xsaveArea)
+            run.pointee.cr8 = state.control.cr8
+        } catch { throw .call(error) }
+    }
+
+    public func registers() throws(HostError) -> CPUState {
+        do throws(SystemCallError) {
+            var state = CPUState()
+            state.take(try vcpu.registers(), try vcpu.specialRegisters())
+            state.control.cr8 = UInt64(taskPriority)
+            return state
+        } catch { throw .call(error) }
+    }
+
+    public func debugRegistersActive() throws(HostError) -> Bool {
+        do throws(SystemCallError) { return try vcpu.debugRegisters().dr7 & 0xFF != 0 } catch { throw .call(error) }
+    }
+
+    // MARK: Memory
+
+    public func trackWrites() throws(HostError) {
+        guard !tracksWrites else { return }
+        do throws(SystemCallError) {
+            for (i, slot) in slots.enumerated() {
+                try vm.setMemory(slot: i, at: slot.region.address, host: memory.base + Int(slot.region.fileOffset),
+                                 bytes: Int(slot.region.bytes), logDirty: true)
+            }
+        } catch { throw .call(error) }
+        tracksWrites = true
+    }
+
+    public func takeWrittenPages(_ body: (Int) -> Void) throws(HostError) {
+        precondition(tracksWrites, "writes are tracked from the start or not at all")
+        for (i, slot) in slots.enumerated() {
+            do throws(SystemCallError) { try vm.dirtyLog(slot: i, into: slot.bitmap) } catch { throw .call(error) }
+            let first = Int(slot.region.fileOffset) / pageSize
+            for w in slot.bitmap.indices {
+                var word = slot.bitmap[w]
+                while word != 0 {
+                    body(first + 64 * w + word.trailingZeroBitCount)
+                    word &= word - 1
+                }
+            }
+        }
+        for page in memory.takeMonitorWrites() { body(page) }
+    }
+
+    // MARK: Kicks
+
+    public func armKick(at moment: Nanoseconds?) {
+        guard moment != armed, let timer else { return }
+        armed = moment
+        var setting = itimerspec()
+        if let moment {
+            // Zero would disarm the timer.
+            let ns = max(1, moment.rawValue)
+            setting.it_value.tv_sec = Int(ns / 1_000_000_000)
+            setting.it_value.tv_nsec = Int(ns % 1_000_000_000)
+        }
+        timer_settime(timer, Int32(TIMER_ABSTIME), &setting, nil)
+    }
+
+    public var kicker: Kicker {
+        let thread = ckvm_gettid()
+        let target = KickTarget(vcpu)
+        return Kicker { _ = ckvm_kick(thread, Self.kickSignal, target.vcpu.run) }
+    }
+}
+
+/// Keeps a vCPU's shared area mapped for those that may still kick it: the signal handler writes to it.
+private struct KickTarget: @unchecked Sendable {
+    let vcpu: KVMVirtualCPU
+    init(_ vcpu: KVMVirtualCPU) { self.vcpu = vcpu }
+}

@@ -1,0 +1,110 @@
+/// How much work landings were.
+public struct LandingStatistics: Sendable {
+    public var landings = 0
+    /// Times the guest came to an anchor's RIP.
+    public var arrivals = 0
+    /// Times a landing started over because the guest had run too far.
+    public var overshoots = 0
+    /// How long before the expected moment the search begins: learned from landing to landing.
+    var lead = Nanoseconds.microseconds(250)
+
+    public init() {}
+}
+
+/// Brings a guest to an anchor: to a point between two exits.
+///
+/// The engine stops the guest at each arrival at the anchor's RIP, and the state is compared. Arrivals are slow, so when
+/// the way is long the guest first runs freely for most of the time that the recording took; should it get too far, it
+/// is taken back to where it started and the search begins earlier. Two points with the same complete state are the same
+/// point, so neither the clock nor a repetition has any influence on where the guest lands: only on how long it takes.
+struct Landing {
+    enum Outcome {
+        case landed
+        /// Someone kicked the guest and wants it stopped.
+        case interrupted
+        /// The guest made an exit (nil: ran far too long) without having been at the anchor.
+        case missed(EventIdentity?)
+    }
+
+    let machine: Machine
+    let anchor: Anchor
+
+    private var engine: any Engine { machine.engine }
+
+    /// A free run shorter than this isn't worth the mark that it needs.
+    private static let shortestFreeRun = Nanoseconds.microseconds(200)
+    /// The search gives up when it has taken this many times as long as the recording took, and `patience` besides.
+    private static let slowestSearch: UInt64 = 400
+    private static let patience = Nanoseconds.seconds(20)
+
+    func run(_ statistics: inout LandingStatistics) throws -> Outcome {
+        statistics.landings += 1
+        if try isHere(engine.registers()) { return .landed }
+
+        if engine.capabilities.canAnchor(cpl: 0) || engine.capabilities.canAnchor(cpl: 3) {
+            let start = try engine.state()
+            var marked = false
+            while anchor.elapsed > statistics.lead + Self.shortestFreeRun {
+                let watch = try machine.watch.get()
+                if !marked { try watch.mark() }
+                marked = true
+                let outcome = try runFreely(for: anchor.elapsed - statistics.lead)
+                if case .interrupted? = outcome { return .interrupted }
+                if outcome == nil, case .landed = try search(&statistics, giveUp: anchor.elapsed + .milliseconds(20)) {
+                    statistics.lead = Nanoseconds(max(20_000, statistics.lead.rawValue * 31 / 32))
+                    return .landed
+                }
+                statistics.overshoots += 1
+                statistics.lead = Nanoseconds(statistics.lead.rawValue * 2)
+                try watch.rewind()
+                try engine.setState(start)
+            }
+        }
+        return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
+    }
+
+    /// Nil when the time is over and the guest is still between the same two exits.
+    private func runFreely(for span: Nanoseconds) throws -> Outcome? {
+        let until = hostTime() + span
+        engine.armKick(at: until)
+        defer { engine.armKick(at: nil) }
+        while true {
+            switch try engine.enter(until: .none) {
+            case .exit(let exit): return .missed(exit.identity)
+            case .kicked where hostTime() >= until: return nil
+            case .kicked where machine.environment.wantsStop: return .interrupted
+            default: continue
+            }
+        }
+    }
+
+    private func search(_ statistics: inout LandingStatistics, giveUp: Nanoseconds) throws -> Outcome {
+        let until = hostTime() + giveUp
+        engine.armKick(at: until)
+        defer { engine.armKick(at: nil) }
+        if try isHere(engine.registers()) { return .landed }
+        let stop: StopCondition =
+            engine.capabilities.canAnchor(cpl: 0) ? .breakpoint(anchor.rip) : .step
+        if stop == .step, !engine.capabilities.stepKernel {
+            throw HostError.cannotLand("it is between two exits, and here KVM stops neither at breakpoints nor steps")
+        }
+        while true {
+            switch try engine.enter(until: stop) {
+            case .exit(let exit): return .missed(exit.identity)
+            case .debug:
+                statistics.arrivals += 1
+                if try isHere(engine.registers()) { return .landed }
+            case .kicked:
+                if try isHere(engine.registers()) { return .landed }
+                if machine.environment.wantsStop { return .interrupted }
+                if hostTime() >= until { return .missed(nil) }
+            case .window: continue
+            }
+        }
+    }
+
+    private func isHere(_ registers: CPUState) throws -> Bool {
+        guard registers.linearRIP == anchor.rip, registers.digest.low == anchor.registers else { return false }
+        return try machine.completeDigest() == anchor.memory
+    }
+}

@@ -1,0 +1,391 @@
+import CKVM
+
+/// How an interrupt's entry is placed.
+public enum InterruptPlacement: Equatable, Sendable {
+    /// As soon as the guest can take it.
+    case immediate
+    /// Where replay finds it again: at exits and exact windows first, between exits at anchors.
+    case replayable
+}
+
+/// What the devices and the host's timing are to do.
+public struct LiveOptions: Sendable {
+    public var placement = InterruptPlacement.immediate
+    /// Ends the run after this much time of the host.
+    public var deadline: Nanoseconds?
+    /// Delays timer interrupts by random spans made from this seed.
+    public var timingSeed: UInt64?
+
+    public init() {}
+}
+
+/// The real world: devices, the host's clock, the serial line.
+public final class LiveEnvironment: Environment {
+    public private(set) var platform: Platform
+    public let serial: SerialPort
+    public let options: LiveOptions
+    private let engine: any Engine
+    private let start = hostTime()
+    private var random: SeededGenerator?
+
+    /// Machine time of the last exit.
+    public private(set) var lastExit = Nanoseconds(0)
+    public private(set) var latency = LatencyStatistics()
+    /// Called once for each thing the user should know about how interrupts are placed.
+    public var notice: (String) -> Void = { _ in }
+
+    private var nextDue: Nanoseconds?
+    /// A moment at which someone else wants to be asked.
+    private var attention: Nanoseconds?
+    private var isHalted = false
+    private var request: PowerRequest?
+    private var tripleFault = false
+    private let stopRequested = SharedFlag()
+    /// Whether the deadline or the user has ended the run, which may still be on its way to a good place to stop.
+    private var endIsDue = false
+
+    // Placement of the interrupt or NMI that waits.
+    private var waitingSince: Nanoseconds?
+    private var graceEnds: Nanoseconds?
+    private var windowRequestedAt: ExitNumber?
+    private var nmiWaits = false
+    private var waitsForExit = false
+    private var saidWaitsForExit = false
+
+    /// How long an interrupt waits for an exit of the guest's own before it gets a position between exits.
+    ///
+    /// A position at an exit costs a byte of trace and no search in replay; 200 µs is below what a timer's jitter is on
+    /// a busy host.
+    private static let grace = Nanoseconds.microseconds(200)
+    /// How soon the guest is looked at again when it can't take the interrupt at this instruction.
+    private static let retry = Nanoseconds.microseconds(200)
+    /// No kick comes sooner than this: a guest that is kicked before it has run an instruction never gets anywhere.
+    private static let shortestRun = Nanoseconds.microseconds(30)
+
+    public init(platform: Platform, serial: SerialPort, engine: any Engine, options: LiveOptions) {
+        self.platform = platform
+        self.serial = serial
+        self.engine = engine
+        self.options = options
+        random = options.timingSeed.map { SeededGenerator(seed: $0) }
+        serial.start(kicker: engine.kicker)
+        reschedule(at: now)
+    }
+
+    /// Machine time: what the host's clock has counted since power-on.
+    public var now: Nanoseconds { hostTime() - start }
+
+    /// Something that ends the run from any thread or a signal handler's thread.
+    public var stopper: @Sendable () -> Void {
+        let flag = stopRequested
+        let serial = serial
+        return {
+            flag.set()
+            serial.wake()
+        }
+    }
+
+    // MARK: Exits
+
+    public func handle(_ exit: inout Exit, number: ExitNumber) throws {
+        let now = now
+        lastExit = now
+        if let due = nextDue, due <= now { advance(to: now) }
+        let identity = exit.identity
+        let size = Int(identity.size)
+        switch identity.kind {
+        case .portRead:
+            if let data = exit.data {
+                for i in 0..<Int(identity.count) {
+                    let value = platform.readPort(UInt16(truncatingIfNeeded: identity.address), size: size, at: now)
+                    withUnsafeBytes(of: value.littleEndian) {
+                        UnsafeMutableRawBufferPointer(rebasing: data[(i * size)...]).copyMemory(
+                            from: UnsafeRawBufferPointer(rebasing: $0[..<size]))
+                    }
+                }
+            } else {
+                exit.value = UInt64(platform.readPort(UInt16(truncatingIfNeeded: identity.address), size: size, at: now))
+                if size < 4 { exit.value &= (1 << (8 * UInt64(size))) - 1 }
+            }
+        case .portWrite:
+            if let data = exit.data {
+                for i in 0..<Int(identity.count) {
+                    var value: UInt32 = 0
+                    for j in (0..<size).reversed() { value = value << 8 | UInt32(data[i * size + j]) }
+                    platform.writePort(UInt16(truncatingIfNeeded: identity.address), size: size, value: value, at: now)
+                }
+            } else {
+                platform.writePort(UInt16(truncatingIfNeeded: identity.address), size: size,
+                                   value: UInt32(truncatingIfNeeded: exit.value), at: now)
+            }
+            afterWrite(at: now)
+        case .mmioRead:
+            exit.value = platform.readMMIO(.init(identity.address), size: size, at: now)
+            if size < 8 { exit.value &= (1 << (8 * UInt64(size))) - 1 }
+        case .mmioWrite:
+            takeTaskPriority()
+            platform.writeMMIO(.init(identity.address), size: size, value: exit.value, at: now)
+            afterWrite(at: now)
+        case .msrRead:
+            takeTaskPriority()
+            if let value = platform.readMSR(UInt32(truncatingIfNeeded: identity.address), at: now) {
+                exit.value = value
+            } else {
+                exit.identity.flags |= EventIdentity.faulted
+            }
+        case .msrWrite:
+            takeTaskPriority()
+            if !platform.writeMSR(UInt32(truncatingIfNeeded: identity.address), value: exit.value, at: now) {
+                exit.identity.flags |= EventIdentity.faulted
+            }
+            afterWrite(at: now)
+        case .timestamp:
+            exit.value = now.rawValue  // a counter at 1 GHz
+        case .halt:
+            isHalted = true
+        case .shutdown:
+            tripleFault = true
+        default:
+            break
+        }
+    }
+
+    private func afterWrite(at now: Nanoseconds) {
+        if platform.hasOutput { sendOutput() }
+        if let asked = platform.takeRequest() { request = asked }
+        reschedule(at: now)
+    }
+
+    private func sendOutput() {
+        let output = platform.takeSerialOutput()
+        if !output.isEmpty { serial.send(output) }
+        let debug = platform.takeDebugOutput()
+        if !debug.isEmpty { serial.send(debug) }
+    }
+
+    // MARK: Time
+
+    private func advance(to now: Nanoseconds) {
+        platform.advance(to: now)
+        reschedule(at: now)
+    }
+
+    /// Arms the kick for whatever comes next: a device, typed input, the deadline, the end of a grace period.
+    private func reschedule(at now: Nanoseconds) {
+        nextDue = earliest(platform.nextDeadline(after: now), serial.nextInput)
+        var moment = nextDue
+        if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
+        if !endIsDue { moment = earliest(moment, options.deadline) }
+        if let asked = attention {
+            if asked > now { moment = earliest(moment, asked) } else { attention = nil }
+        }
+        if waitingSince != nil, !waitsForExit { moment = earliest(moment, graceEnds) }
+        engine.armKick(at: moment.map { start + max($0, self.now + Self.shortestRun) })
+    }
+
+    /// Makes sure that `entry` is called at `moment` at the latest.
+    public func attend(at moment: Nanoseconds) {
+        attention = moment
+        reschedule(at: now)
+    }
+
+    private func earliest(_ a: Nanoseconds?, _ b: Nanoseconds?) -> Nanoseconds? {
+        guard let a, let b else { return a ?? b }
+        return min(a, b)
+    }
+
+    // MARK: Entries
+
+    public var wantsStop: Bool { stopRequested.isSet }
+
+    public var wantsEntry: Bool {
+        platform.interrupts.interruptPending(tpr: engine.taskPriority << 4) || platform.interrupts.localAPIC.isNMIPending || isHalted
+            || endIsDue || request != nil || tripleFault || nmiWaits
+            || platform.interrupts.tpr >> 4 != engine.taskPriority
+    }
+
+    private func takeTaskPriority() {
+        let current = engine.taskPriority
+        if platform.interrupts.tpr >> 4 != current { platform.interrupts.tpr = current << 4 }
+    }
+
+    public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
+        if let ending = ending(at: now) { return .stop(ending) }
+        if point == .midInstruction { return .proceed }
+        if platform.interrupts.tpr >> 4 != engine.taskPriority {
+            // An exit changed the register in the interrupt controller; anywhere else it was the guest that wrote CR8.
+            if point == .exit { return .taskPriority(platform.interrupts.tpr >> 4) }
+            takeTaskPriority()
+        }
+        while true {
+            let now = now
+            serial.deliverInput(at: now) { platform.receiveSerial($0, at: now) }
+            advance(to: now)
+            if platform.interrupts.takeNMI() { nmiWaits = true }
+            let interrupts = platform.interrupts.interruptPending(tpr: engine.taskPriority << 4)
+            if nmiWaits || interrupts {
+                if let entry = try place(at: point, of: machine, now: now) { return entry }
+            } else {
+                stopWaiting(now: now)
+            }
+            guard isHalted else { return .proceed }
+            if let ending = ending(at: now) { return .stop(ending) }
+            if nextDue == nil && !serial.mayReceive { return .stop(.halted) }
+            serial.wait(until: earliest(nextDue, options.deadline).map { start + $0 })
+            if let ending = ending(at: self.now) { return .stop(ending) }
+        }
+    }
+
+    private func ending(at now: Nanoseconds) -> Ending? {
+        switch request {
+        case .debugExit(let value): return .debugExit(value)
+        case .powerOff: return .powerOff
+        case .reset: return .reset
+        case nil: break
+        }
+        if tripleFault { return .tripleFault }
+        if stopRequested.isSet || serial.wantsToQuit {
+            endIsDue = true
+            return .stopped
+        }
+        if let deadline = options.deadline, now >= deadline {
+            endIsDue = true
+            return .deadline
+        }
+        return nil
+    }
+
+    private func stopWaiting(now: Nanoseconds) {
+        guard waitingSince != nil else { return }
+        waitingSince = nil
+        graceEnds = nil
+        windowRequestedAt = nil
+        waitsForExit = false
+        reschedule(at: now)
+    }
+
+    /// Lets the waiting NMI or interrupt in here, or arranges for a better place. Nil when a halted guest can't take it.
+    private func place(at point: EntryPoint, of machine: Machine, now: Nanoseconds) throws -> Entry? {
+        let since = waitingSince ?? now
+        if waitingSince == nil { waitingSince = now }
+        let ready = nmiWaits || engine.isInterruptible
+
+        if point == .exit || point == .window && !nmiWaits || options.placement == .immediate {
+            if ready { return enter(since: since, now: now) }
+            if isHalted { return nil }
+            if options.placement == .immediate { return .proceedToWindow }
+        }
+        if engine.capabilities.exactWindow, !nmiWaits, point == .exit || windowRequestedAt == machine.exit {
+            windowRequestedAt = machine.exit
+            return .proceedToWindow
+        }
+        return try placeBetweenExits(at: point, ready: ready, since: since, now: now)
+    }
+
+    private func placeBetweenExits(at point: EntryPoint, ready: Bool, since: Nanoseconds, now: Nanoseconds) throws
+        -> Entry {
+        if graceEnds == nil { graceEnds = now + (random.map { _ in Nanoseconds(random!.next(below: 200_000)) } ?? Self.grace) }
+        guard point == .between, now >= graceEnds! else {
+            reschedule(at: now)
+            return .proceed
+        }
+        graceEnds = now + Self.retry
+        guard ready else {
+            reschedule(at: now)
+            return .proceed
+        }
+        let registers = try engine.registers()
+        guard engine.capabilities.canAnchor(cpl: registers.cpl), try !engine.debugRegistersActive() else {
+            waitsForExit = true
+            if !saidWaitsForExit {
+                saidWaitsForExit = true
+                notice("this KVM can't stop a guest at CPL \(registers.cpl) between exits: "
+                    + "interrupts that come there wait for the guest's next exit")
+            }
+            reschedule(at: now)
+            return .proceed
+        }
+        reschedule(at: now)
+        if let length = PageWalk(memory: engine.memory, state: registers).repeatedStringLength() {
+            return .proceedTo(registers.linearRIP &+ UInt64(length))
+        }
+        return enter(since: since, now: now)
+    }
+
+    private func enter(since: Nanoseconds, now: Nanoseconds) -> Entry {
+        latency.add(now - since)
+        waitingSince = nil
+        graceEnds = nil
+        windowRequestedAt = nil
+        waitsForExit = false
+        isHalted = false
+        defer { reschedule(at: now) }
+        if nmiWaits {
+            nmiWaits = false
+            return .nmi
+        }
+        guard let vector = platform.interrupts.acknowledge(tpr: engine.taskPriority << 4, at: now) else {
+            return .proceed
+        }
+        return .interrupt(vector)
+    }
+
+    public func missed(_ anchor: Anchor, machine: Machine, next: EventIdentity?) throws {
+        preconditionFailure("a live machine is never sent to an anchor")
+    }
+}
+
+/// How long interrupts waited for a place to enter.
+public struct LatencyStatistics: Sendable {
+    // Buckets of powers of two nanoseconds: enough to tell 50 µs from 200 µs, and of constant size.
+    private var buckets = [UInt64](repeating: 0, count: 64)
+    public private(set) var count: UInt64 = 0
+    public private(set) var worst = Nanoseconds(0)
+
+    public mutating func add(_ latency: Nanoseconds) {
+        buckets[63 - max(1, latency.rawValue).leadingZeroBitCount] += 1
+        count += 1
+        worst = max(worst, latency)
+    }
+
+    /// The upper bound of the bucket that holds the fraction `p` (0–1) of all latencies.
+    public func percentile(_ p: Double) -> Nanoseconds {
+        var rest = UInt64((Double(count) * p).rounded(.up))
+        for (i, n) in buckets.enumerated() {
+            if n >= rest { return min(worst, Nanoseconds((UInt64(2) << i) - 1)) }
+            rest -= n
+        }
+        return worst
+    }
+}
+
+/// A flag that any thread may set.
+public final class SharedFlag: @unchecked Sendable {
+    private let value: UnsafeMutablePointer<UInt32>
+
+    public init() {
+        value = .allocate(capacity: 1)
+        value.initialize(to: 0)
+    }
+    deinit { value.deallocate() }
+
+    public func set() { ckvm_store(value, 1) }
+    public var isSet: Bool { ckvm_load(value) != 0 }
+}
+
+/// A small generator with a seed, the same on every host (SplitMix64).
+public struct SeededGenerator: RandomNumberGenerator, Sendable {
+    private var state: UInt64
+
+    public init(seed: UInt64) { state = seed }
+
+    public mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+        return z ^ (z >> 31)
+    }
+
+    public mutating func next(below bound: UInt64) -> UInt64 { next().multipliedFullWidth(by: bound).high }
+}

@@ -1,0 +1,119 @@
+import CXXHash
+
+/// One virtual machine: an engine, its memory, and the environment that answers it.
+///
+/// The loop is the same for running, recording and replaying; only the environment differs.
+public final class Machine {
+    public let engine: any Engine
+    public let environment: any Environment
+    /// The last exit that was answered.
+    public private(set) var exit: ExitNumber
+    /// An exit that arrived while the one before it was being finished.
+    private var held: Arrival?
+    /// Follows memory writes and keeps the memory digest; made when first needed.
+    public private(set) lazy var watch = Result { try MemoryWatch(engine: engine) }
+    public private(set) var landing = LandingStatistics()
+
+    public init(engine: any Engine, environment: any Environment, exit: ExitNumber = .start) {
+        self.engine = engine
+        self.environment = environment
+        self.exit = exit
+    }
+
+    /// Runs until the environment stops it.
+    public func run() throws -> Ending {
+        var point = EntryPoint.exit
+        while true {
+            var stop = StopCondition.none
+            if point != .exit || environment.wantsEntry {
+                if held == nil { held = try engine.settle() }
+                if held != nil { point = .midInstruction }
+                switch try enterEvents(at: point) {
+                case .proceed(let condition): stop = condition
+                case .stopped(let ending): return ending
+                }
+            }
+            let arrival: Arrival
+            if let waiting = held {
+                arrival = waiting
+                held = nil
+            } else {
+                arrival = try engine.enter(until: stop)
+            }
+            switch arrival {
+            case .exit(var exit):
+                self.exit = self.exit.next
+                try environment.handle(&exit, number: self.exit)
+                try engine.answer(exit)
+                point = .exit
+            case .window:
+                point = stop == .window ? .window : .between
+            case .kicked, .debug:
+                point = .between
+            }
+        }
+    }
+
+    private enum Way {
+        case proceed(until: StopCondition)
+        case stopped(Ending)
+    }
+
+    /// Lets in whatever enters at this point.
+    private func enterEvents(at point: EntryPoint) throws -> Way {
+        var point = point
+        while true {
+            switch try environment.entry(at: point, of: self) {
+            case .proceed: return .proceed(until: .none)
+            case .proceedToWindow: return .proceed(until: .window)
+            case .step: return .proceed(until: .step)
+            case .proceedTo(let address): return .proceed(until: .breakpoint(address))
+            case .stop(let ending): return .stopped(ending)
+            case .interrupt(let vector):
+                try engine.queueInterrupt(vector)
+                if point == .landed { point = .between }
+            case .nmi:
+                try engine.queueNMI()
+                if point == .landed { point = .between }
+            case .taskPriority(let value): engine.taskPriority = value
+            case .memoryWrite(let address, let bytes): engine.memory.write(bytes, at: address)
+            case .land(let anchor):
+                guard point != .midInstruction else {
+                    try environment.missed(anchor, machine: self, next: nil)
+                    return .stopped(.endOfTrace)
+                }
+                switch try Landing(machine: self, anchor: anchor).run(&landing) {
+                case .landed:
+                    point = .landed
+                case .interrupted:
+                    return .stopped(.stopped)
+                case .missed(let next):
+                    try environment.missed(anchor, machine: self, next: next)
+                    return .stopped(.endOfTrace)
+                }
+            }
+        }
+    }
+
+    // MARK: Points and digests
+
+    /// The digest of the general, segment and control registers.
+    public func registerDigest() throws -> UInt64 { try engine.registers().digest.low }
+
+    /// Names the point at which the guest, settled, stands between two exits.
+    public func anchor(elapsed: Nanoseconds) throws -> Anchor {
+        let registers = try engine.registers()
+        return Anchor(rip: registers.linearRIP, registers: registers.digest.low, memory: try completeDigest(),
+                      instructions: 0, elapsed: elapsed)
+    }
+
+    /// The digest of the complete processor state and of memory, accessed/dirty bits masked.
+    func completeDigest() throws -> UInt64 {
+        let memory = try watch.get()
+        try memory.refresh()
+        var parts = [memory.digest.total.low, memory.digest.total.high]
+        let state = try engine.state().digest
+        parts += [state.low, state.high]
+        return parts.withUnsafeBytes { XXH3_64bits($0.baseAddress, $0.count) }
+    }
+}

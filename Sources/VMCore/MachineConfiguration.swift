@@ -1,0 +1,106 @@
+/// What to boot.
+public enum GuestImage: Sendable {
+    /// A flat real-mode image and where it is loaded.
+    case flat([UInt8], at: GuestPhysicalAddress)
+    /// A multiboot 1 kernel with its command line and modules.
+    case multiboot([UInt8], commandLine: String, modules: [BootModule])
+}
+
+/// Everything that makes a machine, apart from the outside world.
+public struct MachineConfiguration: Sendable {
+    public var image: GuestImage
+    public var memoryBytes: UInt64
+    public var cpuModel = "auto"
+    public var timestamps = TimestampPolicy.hide
+    public var testDevice = false
+    /// What the real-time clock shows at power-on, in seconds since 1970 UTC.
+    public var wallClockStart: Int64
+
+    public init(image: GuestImage, memoryBytes: UInt64, wallClockStart: Int64) {
+        self.image = image
+        self.memoryBytes = memoryBytes
+        self.wallClockStart = wallClockStart
+    }
+}
+
+/// A machine that has been put together and stands before its first instruction.
+public struct BuiltMachine {
+    public var engine: KVMEngine
+    public var platform: Platform
+    public var model: CPUModel
+    /// The timestamp instructions that were replaced.
+    public var timestampSites: [TimestampSites.Site]
+    /// What a guest could do here that can't be recorded.
+    public var unrecordable: [String]
+    /// What the user should know.
+    public var notices: [String]
+}
+
+extension MachineConfiguration {
+    /// Makes memory, loads the image, makes the engine.
+    public func build(system: KVMSystem, capabilities: EngineCapabilities) throws -> BuiltMachine {
+        let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: memoryBytes))
+        let boot: BootResult
+        switch image {
+        case .flat(let bytes, let address):
+            boot = try FlatBoot.load(bytes, at: address, into: memory)
+        case .multiboot(let bytes, let commandLine, let modules):
+            boot = try Multiboot.load(bytes, commandLine: commandLine, modules: modules, into: memory)
+        }
+
+        let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
+        var notices: [String] = []
+        switch timestamps {
+        case .trap: TimestampSites.replace(sites, in: memory)
+        case .hide where !sites.isEmpty:
+            notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
+                + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
+                + "same won't replay: use --timestamps trap")
+        default: break
+        }
+
+        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: system.supportedFeatures())
+        let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: capabilities)
+        engine.trapsTimestamps = timestamps == .trap
+        try engine.setState(boot.state)
+        let platform = Platform(ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
+                                                     testDevice: testDevice))
+        return BuiltMachine(engine: engine, platform: platform, model: model,
+                            timestampSites: timestamps == .trap ? sites : [],
+                            unrecordable: Self.unrecordable(timestamps), notices: notices)
+    }
+
+    private static func unrecordable(_ timestamps: TimestampPolicy) -> [String] {
+        var list = ["RDRAND and RDSEED where the host has them (hidden in CPUID)"]
+        switch timestamps {
+        case .hide: list.insert("RDTSC and RDTSCP (hidden in CPUID)", at: 0)
+        case .trap: list.insert("RDTSC and RDTSCP in code that the guest loads or makes itself", at: 0)
+        case .pass: list.insert("RDTSC and RDTSCP: the guest reads the host's counter", at: 0)
+        }
+        return list
+    }
+}
+
+/// The two digests that say whether two machines are in the same state, and the strict one beside them.
+public struct MachineDigests: Codable, Equatable, Sendable {
+    /// XXH3-128 of the processor's state.
+    public var state: Digest128
+    /// Memory, with page-table accessed and dirty bits masked.
+    public var memory: Digest128
+    /// Memory, bit by bit.
+    public var memoryStrict: Digest128
+
+    public init(state: Digest128, memory: Digest128, memoryStrict: Digest128) {
+        self.state = state
+        self.memory = memory
+        self.memoryStrict = memoryStrict
+    }
+}
+
+extension Machine {
+    /// The digests of the present state. The guest stands where `run` stopped it.
+    public func digests() throws -> MachineDigests {
+        MachineDigests(state: try engine.state().digest, memory: MemoryDigest.ofAll(engine.memory, kind: .masked),
+                       memoryStrict: MemoryDigest.ofAll(engine.memory, kind: .strict))
+    }
+}
