@@ -1,0 +1,120 @@
+import VMCore
+
+/// What a recording says of itself when it begins: the row `recording` of `meta`.
+public struct TraceDescription: Codable, Sendable {
+    public var vmrrVersion: String
+    /// Seconds since 1970 UTC.
+    public var created: Int64
+    public var commandLine: [String]
+    /// The guest as the user named it.
+    public var guest: String
+    public var engine: String
+    public var memory: MemoryLayoutMap
+    public var memoryBytes: UInt64
+    public var cpuModel: CPUModel
+    public var timestamps: TimestampPolicy
+    public var timestampSites: [TimestampSites.Site]
+    public var unrecordable: [String]
+    public var capabilities: EngineCapabilities
+    public var hostCPU: String
+    public var hostKernel: String
+    public var timingSeed: UInt64?
+
+    public static let key = "recording"
+
+    public init(vmrrVersion: String, created: Int64, commandLine: [String], guest: String, engine: String,
+                memory: MemoryLayoutMap, memoryBytes: UInt64, cpuModel: CPUModel, timestamps: TimestampPolicy,
+                timestampSites: [TimestampSites.Site], unrecordable: [String], capabilities: EngineCapabilities,
+                hostCPU: String, hostKernel: String, timingSeed: UInt64?) {
+        self.vmrrVersion = vmrrVersion
+        self.created = created
+        self.commandLine = commandLine
+        self.guest = guest
+        self.engine = engine
+        self.memory = memory
+        self.memoryBytes = memoryBytes
+        self.cpuModel = cpuModel
+        self.timestamps = timestamps
+        self.timestampSites = timestampSites
+        self.unrecordable = unrecordable
+        self.capabilities = capabilities
+        self.hostCPU = hostCPU
+        self.hostKernel = hostKernel
+        self.timingSeed = timingSeed
+    }
+}
+
+/// What a recording says of itself when it has ended: the row `ending` of `meta`. A killed recording has none.
+public struct TraceEnding: Codable, Sendable {
+    /// `Ending.name`.
+    public var ended: String
+    /// What the guest wrote to the debug-exit port.
+    public var guestStatus: UInt32?
+    public var failed: Bool
+    /// A reason in words, where there is one.
+    public var detail: String?
+    public var exits: UInt64
+    /// The state in which the recording ended; nil where that point can't be found again.
+    public var digests: MachineDigests?
+    public var interrupts: InterruptCounts
+    public var latency: Latency
+    /// Host time of the run.
+    public var wall: Nanoseconds
+
+    public static let key = "ending"
+
+    public struct Latency: Codable, Sendable {
+        public var p50: Nanoseconds
+        public var p99: Nanoseconds
+        public var worst: Nanoseconds
+
+        public init(_ statistics: LatencyStatistics) {
+            p50 = statistics.percentile(0.5)
+            p99 = statistics.percentile(0.99)
+            worst = statistics.worst
+        }
+    }
+
+    public init(ended: String, guestStatus: UInt32?, failed: Bool, detail: String?, exits: UInt64,
+                digests: MachineDigests?, interrupts: InterruptCounts, latency: Latency, wall: Nanoseconds) {
+        self.ended = ended
+        self.guestStatus = guestStatus
+        self.failed = failed
+        self.detail = detail
+        self.exits = exits
+        self.digests = digests
+        self.interrupts = interrupts
+        self.latency = latency
+        self.wall = wall
+    }
+}
+
+/// Interrupts and NMIs by the kind of their position.
+public struct InterruptCounts: Codable, Equatable, Sendable {
+    public var atExit = 0
+    public var atWindow = 0
+    public var atAnchor = 0
+    /// Of all these, the NMIs.
+    public var nmi = 0
+
+    public init() {}
+
+    public var total: Int { atExit + atWindow + atAnchor }
+
+    public mutating func count(_ kind: EventKind) {
+        switch kind {
+        case .interruptAtExit, .nmiAtExit: atExit += 1
+        case .interruptAtWindow: atWindow += 1
+        case .interruptAtAnchor, .nmiAtAnchor: atAnchor += 1
+        default: return
+        }
+        if kind == .nmiAtExit || kind == .nmiAtAnchor { nmi += 1 }
+    }
+
+    private enum CodingKeys: String, CodingKey {
+        case atExit = "at_exit"
+        case atWindow = "at_window"
+        case atAnchor = "between_exits"
+        case nmi
+    }
+}
