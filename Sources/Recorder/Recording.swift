@@ -1,0 +1,173 @@
+import Foundation
+import Trace
+import VMCore
+
+/// What a finished run says, recorded or not.
+public struct RunResult: Sendable {
+    public var ending: Ending
+    public var exits: UInt64
+    public var digests: MachineDigests?
+    public var seconds: Double
+    public var latency: TraceEnding.Latency
+    // Of recordings only:
+    public var events: UInt64 = 0
+    public var interrupts = InterruptCounts()
+    public var rawBytes: UInt64 = 0
+    public var fileBytes: UInt64 = 0
+}
+
+/// Where a run and the world outside meet.
+public struct RunOptions: Sendable {
+    public var live = LiveOptions()
+    public var serial = SerialConnection.stdio
+    /// Where the console goes when it is not a file: 1 or 2.
+    public var consoleDescriptor: Int32 = 1
+    /// Says something to the user, once.
+    public var notice: @Sendable (String) -> Void = { _ in }
+    /// Called with something that ends the run from any thread.
+    public var started: @Sendable (@escaping @Sendable () -> Void) -> Void = { _ in }
+
+    public init() {}
+}
+
+/// Runs a machine without recording it.
+public func run(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
+                options: RunOptions) throws -> RunResult {
+    let built = try configuration.build(system: system, capabilities: capabilities)
+    let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
+    defer { serial.restoreTerminal() }
+    let live = LiveEnvironment(platform: built.platform, serial: serial, engine: built.engine, options: options.live)
+    live.notice = options.notice
+    options.started(live.stopper)
+    let machine = Machine(engine: built.engine, environment: live)
+    let ending = try endingOf(machine)
+    let wall = live.now
+    return RunResult(ending: ending, exits: machine.exit.rawValue, digests: nil, seconds: wall.seconds,
+                     latency: .init(live.latency))
+}
+
+/// Runs a machine to its end; what the host can't do is an ending too.
+private func endingOf(_ machine: Machine) throws -> Ending {
+    do {
+        return try machine.run()
+    } catch let error as HostError {
+        return .hostLimit(error.description)
+    } catch TraceError.full {
+        return .traceFull
+    }
+}
+
+/// Records a machine into a trace file.
+public struct Recording {
+    public var path: String
+    public var overwrite = false
+    /// The guest as the user named it.
+    public var guest: String
+    public var commandLine: [String]
+    public var version: String
+
+    public init(path: String, guest: String, commandLine: [String], version: String) {
+        self.path = path
+        self.guest = guest
+        self.commandLine = commandLine
+        self.version = version
+    }
+
+    public func record(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
+                       options: RunOptions) throws -> RunResult {
+        let built = try configuration.build(system: system, capabilities: capabilities)
+        built.notices.forEach(options.notice)
+        let description = describe(built, configuration, capabilities, options)
+        let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
+        defer { serial.restoreTerminal() }
+        let writer = try TraceWriter(path: path, metadata: [TraceDescription.key: description],
+                                     options: TraceWriterOptions(overwrite: overwrite))
+        do {
+            try writeStart(built, to: writer)
+        } catch let error as TraceError {
+            try? writer.finish()
+            throw error
+        }
+
+        var live = options.live
+        live.placement = .replayable
+        let world = LiveEnvironment(platform: built.platform, serial: serial, engine: built.engine, options: live)
+        world.notice = options.notice
+        options.started(world.stopper)
+        let environment = RecordingEnvironment(live: world, writer: writer)
+        let machine = Machine(engine: built.engine, environment: environment)
+        _ = try machine.watch.get()
+        let ending = try endingOf(machine)
+        return try finish(ending, machine: machine, environment: environment, world: world, writer: writer)
+    }
+
+    private func describe(_ built: BuiltMachine, _ configuration: MachineConfiguration,
+                          _ capabilities: EngineCapabilities, _ options: RunOptions) -> TraceDescription {
+        TraceDescription(
+            vmrrVersion: version, created: Int64(Date().timeIntervalSince1970), commandLine: commandLine, guest: guest,
+            engine: built.engine.name, memory: built.engine.memory.map, memoryBytes: configuration.memoryBytes,
+            cpuModel: built.model, timestamps: configuration.timestamps, timestampSites: built.timestampSites,
+            unrecordable: built.unrecordable, capabilities: capabilities, hostCPU: Host.cpuName, hostKernel: Host.kernel,
+            timingSeed: options.live.timingSeed)
+    }
+
+    /// The complete state at exit 0.
+    private func writeStart(_ built: BuiltMachine, to writer: TraceWriter) throws {
+        let state = try built.engine.state()
+        let memory = built.engine.memory
+        let checkpoint = NewCheckpoint(
+            exit: .start, cpu: Data(state.encoded()), devices: try JSONEncoder().encode(built.platform),
+            digests: CheckpointDigests(
+                state: state.digest.description, memory: MemoryDigest.ofAll(memory, kind: .masked).description,
+                strictMemory: MemoryDigest.ofAll(memory, kind: .strict).description))
+        try writer.writeCheckpoint(checkpoint) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
+            try memory.forEachTouchedPage { page in
+                guard let address = memory.address(ofFilePage: page), let bytes = memory.page(page).baseAddress else {
+                    return
+                }
+                try body(address.rawValue / UInt64(pageSize), bytes)
+            }
+        }
+    }
+
+    private func finish(_ ending: Ending, machine: Machine, environment: RecordingEnvironment,
+                        world: LiveEnvironment, writer: TraceWriter) throws -> RunResult {
+        let wall = world.now
+        // The state after the host gave up lies past the last exit, where replay doesn't go.
+        var digests: MachineDigests?
+        switch ending {
+        case .hostLimit, .traceFull: break
+        default: digests = environment.endIsExact ? try machine.digests() : nil
+        }
+        var detail: String?
+        if case .hostLimit(let text) = ending { detail = text }
+        let end = TraceEnding(
+            ended: ending.name, guestStatus: ending.guestStatus, failed: ending.isFailure, detail: detail,
+            exits: writer.exits.rawValue, digests: digests, interrupts: environment.interrupts,
+            latency: .init(world.latency), wall: wall)
+        var result = ending
+        do {
+            try writer.finish(meta: [TraceEnding.key: end])
+        } catch TraceError.full {
+            result = .traceFull
+            digests = nil
+        }
+        return RunResult(ending: result, exits: writer.exits.rawValue, digests: digests, seconds: wall.seconds,
+                         latency: end.latency, events: writer.events, interrupts: environment.interrupts,
+                         rawBytes: writer.rawBytes, fileBytes: writer.fileBytes)
+    }
+}
+
+/// The names of this host's processor and kernel.
+public enum Host {
+    public static var cpuName: String {
+        let text = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
+        let line = text.split(separator: "\n").first { $0.hasPrefix("model name") }
+        return line?.split(separator: ":", maxSplits: 1).last.map { $0.trimmingCharacters(in: .whitespaces) } ?? "unknown"
+    }
+
+    public static var kernel: String {
+        let text = (try? String(contentsOfFile: "/proc/sys/kernel/osrelease", encoding: .utf8)) ?? "unknown"
+        return text.trimmingCharacters(in: .whitespacesAndNewlines)
+    }
+}

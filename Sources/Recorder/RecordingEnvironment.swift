@@ -1,0 +1,125 @@
+import Trace
+import VMCore
+
+/// A live environment that writes down everything that enters the guest.
+public final class RecordingEnvironment: Environment {
+    private let live: LiveEnvironment
+    private let writer: TraceWriter
+    public private(set) var interrupts = InterruptCounts()
+    /// Whether replay can come to the very point at which the recording ended.
+    public private(set) var endIsExact = true
+
+    private var checkIsDue = false
+    private var lastTime = Nanoseconds(0)
+    private var lastAnchor = Nanoseconds(0)
+    /// An ending that waits for a point that replay can find.
+    private var endRequestedAt: Nanoseconds?
+
+    /// A digest of the registers is stored every so many exits: a power of two. It costs 8 bytes of trace and about
+    /// 5 µs, and bounds how late a divergence is noticed that no exit's identity shows.
+    static let checkInterval: UInt64 = 256
+    /// How far apart the marks of machine time are: enough to play a console back, too rare to cost space.
+    private static let timeInterval = Nanoseconds.milliseconds(10)
+    /// How long an ending waits for an exit of the guest's own before it becomes an anchor.
+    private static let endGrace = Nanoseconds.microseconds(500)
+    /// How long it waits where the engine can't stop between exits.
+    private static let longEndGrace = Nanoseconds.seconds(1)
+
+    public init(live: LiveEnvironment, writer: TraceWriter) {
+        self.live = live
+        self.writer = writer
+    }
+
+    public func handle(_ exit: inout Exit, number: ExitNumber) throws {
+        try live.handle(&exit, number: number)
+        if let data = exit.data {
+            try writer.append(exit.identity, bytes: UnsafeRawBufferPointer(data))
+        } else {
+            try writer.append(exit.identity, value: exit.value)
+        }
+        if number.rawValue & (Self.checkInterval - 1) == 0 { checkIsDue = true }
+        if live.lastExit - lastTime >= Self.timeInterval {
+            lastTime = live.lastExit
+            try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
+        }
+    }
+
+    public var wantsEntry: Bool { live.wantsEntry || checkIsDue || endRequestedAt != nil }
+    public var wantsStop: Bool { live.wantsStop }
+
+    public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
+        if checkIsDue, point == .exit {
+            checkIsDue = false
+            try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
+        }
+        let entry = try live.entry(at: point, of: machine)
+        switch entry {
+        case .interrupt(let vector):
+            try record(vector: vector, isNMI: false, at: point, of: machine)
+        case .nmi:
+            try record(vector: 2, isNMI: true, at: point, of: machine)
+        case .taskPriority(let value):
+            try writer.append(EventIdentity(kind: .registerWrite, size: 8, address: 8), value: UInt64(value))
+        case .memoryWrite(let address, let bytes):
+            try bytes.withUnsafeBytes {
+                try writer.append(EventIdentity(kind: .memoryWrite, size: 1, count: UInt32($0.count),
+                                                address: address.rawValue), bytes: $0)
+            }
+        case .stop(let ending):
+            return try stop(ending, at: point, of: machine)
+        case .proceed, .proceedToWindow, .proceedTo, .step, .land:
+            break
+        }
+        return entry
+    }
+
+    private func record(vector: UInt8, isNMI: Bool, at point: EntryPoint, of machine: Machine) throws {
+        let kind: EventKind
+        switch point {
+        case .exit, .midInstruction: kind = isNMI ? .nmiAtExit : .interruptAtExit
+        case .window: kind = .interruptAtWindow
+        case .landed, .between: kind = isNMI ? .nmiAtAnchor : .interruptAtAnchor
+        }
+        interrupts.count(kind)
+        let identity = EventIdentity(kind: kind, address: UInt64(vector))
+        if kind.isAnchored {
+            try writer.append(identity, anchor: anchor(of: machine))
+        } else {
+            try writer.append(identity, value: 0)
+        }
+    }
+
+    private func anchor(of machine: Machine) throws -> Anchor {
+        let now = live.now
+        let anchor = try machine.anchor(elapsed: now - max(live.lastExit, lastAnchor))
+        lastAnchor = now
+        return anchor
+    }
+
+    /// Ends where replay can end: at an exit if one comes soon, else at an anchor.
+    private func stop(_ ending: Ending, at point: EntryPoint, of machine: Machine) throws -> Entry {
+        guard point != .exit, point != .midInstruction else { return .stop(ending) }
+        let now = live.now
+        let since = endRequestedAt ?? now
+        endRequestedAt = since
+        let registers = try machine.engine.registers()
+        let canAnchor = try machine.engine.capabilities.canAnchor(cpl: registers.cpl)
+            && !machine.engine.debugRegistersActive()
+            && PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() == nil
+        let grace = canAnchor ? Self.endGrace : Self.longEndGrace
+        if now - since < grace {
+            live.attend(at: since + grace)
+            return .proceed
+        }
+        if canAnchor {
+            try writer.append(EventIdentity(kind: .endAtAnchor), anchor: anchor(of: machine))
+        } else {
+            endIsExact = false
+        }
+        return .stop(ending)
+    }
+
+    public func missed(_ anchor: Anchor, machine: Machine, next: EventIdentity?) throws {
+        try live.missed(anchor, machine: machine, next: next)
+    }
+}

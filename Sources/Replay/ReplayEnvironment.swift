@@ -1,0 +1,206 @@
+import Trace
+import VMCore
+
+/// Answers a guest from its trace: no device, no clock.
+public final class ReplayEnvironment: Environment {
+    private var cursor: EventCursor
+    private var next: TraceEvent?
+    /// Where the replay is to stop; nil for the end.
+    private let target: ExitNumber?
+    private var last: ExitNumber
+    /// Called with each exit after it was answered.
+    private let observe: ((Exit) -> Void)?
+    private let stopFlag: SharedFlag
+    /// Interrupts and events that entered so far.
+    public private(set) var events: UInt64 = 0
+
+    public init(cursor: EventCursor, start: ExitNumber = .start, target: ExitNumber?, stopFlag: SharedFlag,
+                observe: ((Exit) -> Void)? = nil) throws {
+        self.cursor = cursor
+        self.target = target
+        last = start
+        self.stopFlag = stopFlag
+        self.observe = observe
+        try advance()
+    }
+
+    /// Takes the next event that means something to the guest.
+    private func advance() throws {
+        repeat { next = try cursor.next() } while next?.identity.kind == .time
+        events += 1
+    }
+
+    // MARK: Exits
+
+    public func handle(_ exit: inout Exit, number: ExitNumber) throws {
+        guard let event = next else {
+            throw Divergence(exit: number, expected: "the end of the trace", actual: Self.text(exit))
+        }
+        var identity = event.identity
+        let flags = identity.flags
+        // Whether the access faults is part of the answer, not of the question.
+        identity.flags = 0
+        guard identity == exit.identity else {
+            throw Divergence(exit: number, expected: Self.text(event), actual: Self.text(exit))
+        }
+        switch identity.kind {
+        case .portWrite, .mmioWrite, .msrWrite:
+            try check(exit, against: event, number: number)
+        default:
+            try fill(&exit, from: event, number: number)
+        }
+        exit.identity.flags = flags
+        last = number
+        observe?(exit)
+        try advance()
+    }
+
+    private func check(_ exit: Exit, against event: TraceEvent, number: ExitNumber) throws {
+        let matches: Bool
+        if let data = exit.data {
+            matches = event.payload.map { $0.elementsEqual(UnsafeRawBufferPointer(data)) } ?? false
+        } else {
+            matches = exit.value == event.value
+        }
+        if !matches { throw Divergence(exit: number, expected: Self.text(event), actual: Self.text(exit)) }
+    }
+
+    private func fill(_ exit: inout Exit, from event: TraceEvent, number: ExitNumber) throws {
+        guard let data = exit.data else {
+            exit.value = event.value
+            return
+        }
+        guard let payload = event.payload, payload.count == data.count else {
+            throw TraceError.corrupt(what: "a string read without its \(data.count) bytes", place: "exit \(number.rawValue)")
+        }
+        data.copyBytes(from: payload)
+    }
+
+    // MARK: Entries
+
+    public var wantsEntry: Bool {
+        guard let next, last != target, lastSeen.rawValue != .max else { return true }
+        return !next.identity.kind.isExit
+    }
+
+    public var wantsStop: Bool { stopFlag.isSet }
+
+    /// Gives up when the guest has run for this long without an exit: a recording never does.
+    public var patience = Nanoseconds.seconds(5)
+    private var patienceEnds = Nanoseconds(0)
+    private var lastSeen = ExitNumber(.max)
+
+    private func checkPatience(_ machine: Machine) throws {
+        let now = hostTime()
+        if last != lastSeen {
+            lastSeen = last
+            patienceEnds = now + patience
+        } else if now >= patienceEnds {
+            throw Divergence(exit: last, expected: next.map(Self.text) ?? "the end of the trace",
+                             actual: "a guest that runs on without an exit")
+        }
+        machine.engine.armKick(at: patienceEnds)
+    }
+
+    public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
+        if stopFlag.isSet { return .stop(.stopped) }
+        if last == target { return .stop(.endOfTrace) }
+        guard let event = next else { return .stop(.endOfTrace) }
+        let kind = event.identity.kind
+        if kind.isExit {
+            if point == .between || lastSeen.rawValue == .max { try checkPatience(machine) }
+            return .proceed
+        }
+        if point == .midInstruction {
+            throw Divergence(exit: last.next, expected: Self.text(event), actual: "another exit of the same instruction")
+        }
+        switch kind {
+        case .registerCheck:
+            let actual = try machine.registerDigest()
+            guard actual == event.value else {
+                throw Divergence(exit: last, expected: "register digest \(hex(event.value))", actual: hex(actual))
+            }
+            try advance()
+            return try entry(at: point, of: machine)
+        case .interruptAtExit:
+            guard point == .exit, machine.engine.isInterruptible else {
+                throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
+            }
+            return try enter(.interrupt(vector(of: event)))
+        case .nmiAtExit:
+            return try enter(.nmi)
+        case .interruptAtWindow:
+            if machine.engine.isInterruptible { return try enter(.interrupt(vector(of: event))) }
+            if machine.engine.capabilities.exactWindow { return .proceedToWindow }
+            guard machine.engine.capabilities.stepKernel else {
+                throw HostError.cannotLand("it is the first interruptible boundary, and here KVM neither comes back "
+                    + "there nor steps")
+            }
+            return .step
+        case .interruptAtAnchor, .nmiAtAnchor, .endAtAnchor:
+            guard let anchor = event.anchor else {
+                throw TraceError.corrupt(what: "an anchor is missing", place: "exit \(last.rawValue)")
+            }
+            guard point == .landed else { return .land(anchor) }
+            if kind == .endAtAnchor { return .stop(.endOfTrace) }
+            guard kind == .nmiAtAnchor || machine.engine.isInterruptible else {
+                throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
+            }
+            return try enter(kind == .nmiAtAnchor ? .nmi : .interrupt(vector(of: event)))
+        case .memoryWrite:
+            return try enter(.memoryWrite(.init(event.identity.address), Array(event.payload ?? [])))
+        case .registerWrite:
+            guard event.identity.address == 8, event.value < 16 else {
+                throw TraceError.corrupt(what: "a write to CR\(event.identity.address)", place: "exit \(last.rawValue)")
+            }
+            return try enter(.taskPriority(UInt8(event.value)))
+        default:
+            throw TraceError.corrupt(what: "an event of kind \(kind)", place: "exit \(last.rawValue)")
+        }
+    }
+
+    private func enter(_ entry: Entry) throws -> Entry {
+        try advance()
+        return entry
+    }
+
+    private func vector(of event: TraceEvent) throws -> UInt8 {
+        guard let vector = UInt8(exactly: event.identity.address) else {
+            throw TraceError.corrupt(what: "interrupt vector \(event.identity.address)", place: "exit \(last.rawValue)")
+        }
+        return vector
+    }
+
+    public func missed(_ anchor: Anchor, machine: Machine, next: EventIdentity?) throws {
+        let expected = self.next.map(Self.text) ?? "an anchor"
+        throw Divergence(exit: last, expected: "\(expected) at RIP \(hex(anchor.rip))",
+                         actual: next.map { "\($0.text) before it" } ?? "no such point in a time far longer than recorded")
+    }
+
+    // MARK: Words
+
+    static func text(_ event: TraceEvent) -> String {
+        var text = event.identity.text
+        switch event.identity.kind {
+        case .portWrite, .mmioWrite, .msrWrite:
+            text += " = " + (event.payload.map { Self.bytes($0) } ?? hex(event.value))
+        default: break
+        }
+        return text
+    }
+
+    static func text(_ exit: Exit) -> String {
+        var text = exit.identity.text
+        switch exit.identity.kind {
+        case .portWrite, .mmioWrite, .msrWrite:
+            text += " = " + (exit.data.map { Self.bytes(UnsafeRawBufferPointer($0)) } ?? hex(exit.value))
+        default: break
+        }
+        return text
+    }
+
+    private static func bytes(_ bytes: some Collection<UInt8>) -> String {
+        bytes.prefix(32).map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined(separator: " ")
+            + (bytes.count > 32 ? " …" : "")
+    }
+}

@@ -1,0 +1,172 @@
+import ArgumentParser
+import Foundation
+import Recorder
+import VMCore
+
+/// Which machine to run: the same options for every command that starts one.
+struct GuestOptions: ParsableArguments {
+    @Option(help: "A built-in guest; 'vmrr guests' lists them.")
+    var guest: String?
+
+    @Option(help: ArgumentHelp("A flat real-mode image, loaded and started at ADDR.", valueName: "file@addr"))
+    var flat: String?
+
+    @Option(help: ArgumentHelp("A multiboot kernel.", valueName: "file"))
+    var kernel: String?
+
+    @Option(help: ArgumentHelp("A file passed to the kernel as its first module.", valueName: "file"))
+    var initrd: String?
+
+    @Option(help: ArgumentHelp("A further module, with the string the kernel gets along with it. May be repeated.",
+                               valueName: "file[=args]"))
+    var module: [String] = []
+
+    @Option(help: ArgumentHelp("The guest's command line.", valueName: "text"))
+    var append: String = ""
+
+    @Option(help: ArgumentHelp("RAM, such as 64M or 1G. Default: 32M for built-in guests, 256M for others.",
+                               valueName: "size"))
+    var memory: String?
+
+    @Option(help: ArgumentHelp("The processor that the guest sees: "
+        + CPUModel.names.map { "\($0.name) (\($0.note))" }.joined(separator: "; ") + ".", valueName: "model"))
+    var cpu: String = "auto"
+
+    @Option(help: ArgumentHelp("hide: no timestamp counter in CPUID; trap: replace RDTSC and RDTSCP in the loaded image "
+        + "by recorded port reads; pass: the host's counter, unrecorded.", valueName: "hide|trap|pass"))
+    var timestamps: TimestampPolicy?
+
+    @Flag(help: "Accept that replay may diverge: needed for --timestamps pass.")
+    var allowNondeterminism = false
+
+    @Option(help: ArgumentHelp("Adds a device: testdev, the test ports of QEMU's pc-testdev.", valueName: "testdev"))
+    var device: [String] = []
+
+    @Option(help: ArgumentHelp("Where the first serial line leads: stdio (Ctrl-a x quits), file:PATH (output only), "
+        + "script:PATH (timed input), none.", valueName: "where"))
+    var serial: String = "stdio"
+
+    @Option(help: ArgumentHelp("Ends the run after this time, such as 30s or 5min.", valueName: "time"))
+    var deadline: String?
+
+    @Option(help: ArgumentHelp("What the real-time clock shows at the start: seconds since 1970 UTC, or now.",
+                               valueName: "now|seconds"))
+    var rtc: String = "now"
+
+    /// The guest in a word, for file names and `info`.
+    var name: String {
+        if let guest { return guest }
+        let path = kernel ?? flat.map { String($0.prefix { $0 != "@" }) } ?? "guest"
+        return URL(fileURLWithPath: path).deletingPathExtension().lastPathComponent
+    }
+
+    func machine() throws -> MachineConfiguration {
+        guard [guest, flat, kernel].compactMap({ $0 }).count == 1 else {
+            throw UsageError("name one guest: --guest NAME, --kernel FILE or --flat FILE@ADDR")
+        }
+        guard CPUModel.names.contains(where: { $0.name == cpu }) else {
+            throw UsageError("there is no CPU model '\(cpu)': choose \(CPUModel.names.map(\.name).joined(separator: ", "))")
+        }
+        if let other = device.first(where: { $0 != "testdev" }) {
+            throw UsageError("there is no device '\(other)': testdev is the one that can be added")
+        }
+        var configuration = try image()
+        configuration.cpuModel = cpu
+        configuration.testDevice = device.contains("testdev")
+        if let timestamps { configuration.timestamps = timestamps }
+        return configuration
+    }
+
+    private func image() throws -> MachineConfiguration {
+        let clock: Int64
+        if rtc == "now" {
+            clock = Int64(Date().timeIntervalSince1970)
+        } else if let seconds = Int64(rtc), (0...4_102_444_800).contains(seconds) {
+            clock = seconds
+        } else {
+            throw UsageError("--rtc takes now or seconds since 1970, up to the year 2099, not '\(rtc)'")
+        }
+        let bytes = try memory.map(Self.parseSize)
+        if let guest {
+            guard let found = BuiltInGuest.named(guest) else {
+                throw UsageError("there is no built-in guest '\(guest)': vmrr guests lists them")
+            }
+            var configuration = MachineConfiguration(image: found.guestImage(commandLine: append),
+                                                     memoryBytes: bytes ?? BuiltInGuest.memoryBytes, wallClockStart: clock)
+            configuration.timestamps = found.timestamps
+            return configuration
+        }
+        if let flat {
+            guard let at = flat.lastIndex(of: "@"), let address = Self.parseAddress(flat[flat.index(after: at)...]) else {
+                throw UsageError("--flat takes FILE@ADDR, such as boot.bin@0x7c00, not '\(flat)'")
+            }
+            let image = GuestImage.flat(try Self.readFile(String(flat[..<at])), at: .init(address))
+            return MachineConfiguration(image: image, memoryBytes: bytes ?? 256 << 20, wallClockStart: clock)
+        }
+        var modules: [BootModule] = []
+        if let initrd { modules.append(BootModule(content: try Self.readFile(initrd), commandLine: initrd)) }
+        for text in module {
+            let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+            let file = String(parts[0])
+            modules.append(BootModule(content: try Self.readFile(file),
+                                      commandLine: parts.count > 1 ? "\(file) \(parts[1])" : file))
+        }
+        let image = GuestImage.multiboot(try Self.readFile(kernel ?? ""), commandLine: append, modules: modules)
+        return MachineConfiguration(image: image, memoryBytes: bytes ?? 256 << 20, wallClockStart: clock)
+    }
+
+    func runOptions() throws -> RunOptions {
+        var options = RunOptions()
+        if let deadline {
+            guard let span = Nanoseconds(parsing: deadline), span.rawValue > 0 else {
+                throw UsageError("--deadline takes a time such as 30s or 5min, not '\(deadline)'")
+            }
+            options.live.deadline = span
+        }
+        options.serial = try connection()
+        return options
+    }
+
+    private func connection() throws -> SerialConnection {
+        switch serial {
+        case "stdio": return .stdio
+        case "none": return .none
+        case _ where serial.hasPrefix("file:") && serial.count > 5: return .file(String(serial.dropFirst(5)))
+        case _ where serial.hasPrefix("script:") && serial.count > 7:
+            let path = String(serial.dropFirst(7))
+            do {
+                return .script(try SerialScript(parsing: String(decoding: try Self.readFile(path), as: UTF8.self)))
+            } catch let error as SerialScript.SyntaxError {
+                throw UsageError("\(path): \(error)")
+            }
+        default: throw UsageError("--serial takes stdio, none, file:PATH or script:PATH, not '\(serial)'")
+        }
+    }
+
+    static func readFile(_ path: String) throws -> [UInt8] {
+        do {
+            return [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
+        } catch {
+            throw UsageError("can't read \(path): \((error as NSError).localizedDescription)")
+        }
+    }
+
+    static func parseAddress(_ text: some StringProtocol) -> UInt64? {
+        text.hasPrefix("0x") || text.hasPrefix("0X") ? UInt64(text.dropFirst(2), radix: 16) : UInt64(text)
+    }
+
+    static func parseSize(_ text: String) throws -> UInt64 {
+        let units: [(String, UInt64)] = [
+            ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30), ("", 1),
+        ]
+        for (suffix, factor) in units where text.hasSuffix(suffix) {
+            guard let number = UInt64(text.dropLast(suffix.count)) else { continue }
+            let (bytes, overflow) = number.multipliedReportingOverflow(by: factor)
+            guard !overflow, MemoryLayoutMap.allowed.contains(bytes) else { break }
+            return bytes
+        }
+        throw UsageError("a size between 1M and 32G is expected, such as 64M or 1G, not '\(text)'")
+    }
+}
+
+extension TimestampPolicy: ExpressibleByArgument {}

@@ -1,0 +1,100 @@
+import ArgumentParser
+import Foundation
+import Replay
+import Trace
+import VMCore
+
+struct InfoCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(commandName: "info", abstract: "Says what a trace holds.")
+
+    @OptionGroup var trace: TraceArgument
+
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let path = try trace.path()
+            let reader = try TraceReader(path: path)
+            let description = try reader.description()
+            let ending = try reader.meta(TraceEnding.key, as: TraceEnding.self)
+            let size = (try? FileManager.default.attributesOfItem(atPath: path)[.size] as? UInt64) ?? 0
+            let interrupts = try ending?.interrupts ?? Self.count(reader)
+            let facts = Facts(reader: reader, description: description, ending: ending, fileBytes: size,
+                              interrupts: interrupts)
+            write(json ? facts.json.text() + "\n" : facts.text(path: path))
+            return .done
+        }
+    }
+
+    /// The interrupts of a recording that was killed before it could count them.
+    private static func count(_ reader: TraceReader) throws -> InterruptCounts {
+        var counts = InterruptCounts()
+        var cursor = reader.cursor()
+        while let event = try cursor.next() { counts.count(event.identity.kind) }
+        return counts
+    }
+
+    private struct Facts {
+        var reader: TraceReader
+        var description: TraceDescription
+        var ending: TraceEnding?
+        var fileBytes: UInt64
+        var interrupts: InterruptCounts
+
+        var exits: UInt64 { reader.lastExit.rawValue - reader.firstExit.rawValue }
+        var rawBytes: UInt64 { reader.chunks.reduce(0) { $0 + UInt64($1.rawBytes) } }
+        var bytesPerEvent: Double { Double(fileBytes) / Double(max(1, reader.events)) }
+
+        var json: JSON {
+            [
+                "format": JSON(Int(TraceFormat.version)), "vmrr_version": .string(description.vmrrVersion),
+                "guest": .string(description.guest), "command_line": .array(description.commandLine.map { .string($0) }),
+                "created": JSON(description.created), "engine": .string(description.engine),
+                "host_cpu": .string(description.hostCPU), "host_kernel": .string(description.hostKernel),
+                "cpu_model": .string(description.cpuModel.name), "memory_bytes": JSON(description.memoryBytes),
+                "timestamps": .string(description.timestamps.rawValue),
+                "timestamp_sites": JSON(description.timestampSites.count),
+                "unrecordable": .array(description.unrecordable.map { .string($0) }),
+                "timing_seed": JSON(description.timingSeed),
+                "exits": JSON(exits), "events": JSON(reader.events), "interrupts": interruptsJSON(interrupts),
+                "latency_us": ending.map { latencyJSON($0.latency) } ?? .null,
+                "raw_bytes": JSON(rawBytes), "file_bytes": JSON(fileBytes), "bytes_per_event": .number(bytesPerEvent),
+                "chunks": JSON(reader.chunks.count), "checkpoints": JSON(reader.checkpoints.count),
+                "ended": .string(ending?.ended ?? "killed"), "guest_status": JSON(ending?.guestStatus),
+                "guest_failed": ending.map { .bool($0.failed) } ?? .null, "detail": JSON(ending?.detail),
+                "state_digest": JSON(ending?.digests?.state.description),
+                "memory_digest": JSON(ending?.digests?.memory.description),
+                "wall_seconds": ending.map { .number($0.wall.seconds) } ?? .null,
+            ]
+        }
+
+        func text(path: String) -> String {
+            var lines: [(String, String)] = [
+                ("trace", "\(path), format \(TraceFormat.version), \(humanBytes(fileBytes))"),
+                ("guest", "\(description.guest), \(humanBytes(description.memoryBytes)) of memory, "
+                    + "\(description.cpuModel.name), timestamps \(description.timestamps.rawValue)"
+                    + (description.timestampSites.isEmpty ? "" : " (\(description.timestampSites.count) sites)")),
+                ("recorded", "with vmrr \(description.vmrrVersion) under \(description.engine) on "
+                    + "\(description.hostCPU), Linux \(description.hostKernel)"),
+                ("events", "\(reader.events), of which \(exits) exits; "
+                    + "\((bytesPerEvent * 100).rounded() / 100) bytes an event on disk"),
+                ("interrupts", "\(interrupts.total): \(interrupts.atExit) at exits, \(interrupts.atWindow) at windows, "
+                    + "\(interrupts.atAnchor) between exits; \(interrupts.nmi) of them NMIs"),
+            ]
+            if let latency = ending?.latency, interrupts.total > 0 {
+                func us(_ value: Nanoseconds) -> String { "\(value.rawValue / 1000) µs" }
+                lines.append(("latency", "interrupts waited \(us(latency.p50)) (p50), \(us(latency.p99)) (p99), "
+                    + "\(us(latency.worst)) (worst) for their place"))
+            }
+            for gap in description.unrecordable { lines.append(("not recorded", gap)) }
+            if let ending {
+                lines.append(("ended", ending.ended + (ending.guestStatus.map { " \($0)" } ?? "")
+                    + " after \(humanSeconds(ending.wall.seconds))" + (ending.detail.map { ": \($0)" } ?? "")))
+            } else {
+                lines.append(("ended", "killed: the trace holds all that was committed"))
+            }
+            return lines.map { $0.padding(toLength: 14, withPad: " ", startingAt: 0) + $1 + "\n" }.joined()
+        }
+    }
+}

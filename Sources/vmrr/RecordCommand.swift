@@ -1,0 +1,169 @@
+import ArgumentParser
+import Foundation
+import Recorder
+import Replay
+import Trace
+import VMCore
+
+struct RecordCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "record", abstract: "Runs a guest and records everything that enters it into a trace.")
+
+    @OptionGroup var guest: GuestOptions
+
+    @Option(name: .shortAndLong, help: ArgumentHelp("The trace to write. Default: GUEST-DATE-TIME.vmrr here.",
+                                                    valueName: "file"))
+    var output: String?
+
+    @Flag(help: "Replace the trace if it exists.")
+    var force = false
+
+    @Flag(help: "Repeat until the guest fails, and keep that run.")
+    var untilFailure = false
+
+    @Option(help: ArgumentHelp("With --until-failure: give up after this many runs.", valueName: "n"))
+    var maxRuns: Int = 1000
+
+    @Option(help: ArgumentHelp("Delay timer interrupts by random spans made from this seed; each run uses the next one.",
+                               valueName: "seed"))
+    var varyTiming: UInt64?
+
+    @Flag(help: "Print a report in JSON on standard output; the guest's console goes to standard error.")
+    var json = false
+
+    func validate() throws {
+        guard maxRuns > 0 else { throw ValidationError("--max-runs takes a number from 1") }
+    }
+
+    func run() throws {
+        try reporting {
+            let configuration = try guest.machine()
+            if configuration.timestamps == .pass, !guest.allowNondeterminism {
+                throw UsageError("--timestamps pass lets the guest read what can't be recorded; "
+                    + "add --allow-nondeterminism to record all the same")
+            }
+            var options = try guest.runOptions()
+            let path = output ?? Self.defaultName(guest.name)
+            if !force, FileManager.default.fileExists(atPath: path) {
+                throw UsageError("\(path) exists; --force replaces it")
+            }
+            let (system, capabilities) = try openKVM()
+            if json { options.consoleDescriptor = 2 }
+            let stopper = Stopper()
+            options.started = { stopper.attach($0) }
+            let watch = SignalWatch { stopper.stop() }
+            var recording = Recording(path: path, guest: guest.name, commandLine: CommandLine.arguments,
+                                      version: VMRR.version)
+            recording.overwrite = force
+            let (result, runs) = try withExtendedLifetime(watch) {
+                untilFailure
+                    ? try repeated(recording, configuration, system, capabilities, options, stopper)
+                    : (try once(recording, configuration, system, capabilities, options), 1)
+            }
+            report(result, runs: runs, path: path)
+            return status(of: result.ending)
+        }
+    }
+
+    private func once(_ recording: Recording, _ configuration: MachineConfiguration, _ system: KVMSystem,
+                      _ capabilities: EngineCapabilities, _ options: RunOptions) throws -> RunResult {
+        var options = options
+        options.live.timingSeed = varyTiming
+        options.notice = { say("vmrr: \($0)") }
+        return try recording.record(configuration, system: system, capabilities: capabilities, options: options)
+    }
+
+    private func repeated(_ recording: Recording, _ configuration: MachineConfiguration, _ system: KVMSystem,
+                          _ capabilities: EngineCapabilities, _ options: RunOptions, _ stopper: Stopper) throws
+        -> (RunResult, Int) {
+        var recording = recording
+        var options = options
+        // Of all the runs only the one that is kept shows its console.
+        if options.serial == .stdio { options.serial = .none }
+        var progress = ProgressBar("recording until the guest fails")
+        for run in 1... {
+            options.live.timingSeed = varyTiming.map { $0 &+ UInt64(run - 1) }
+            let isFirst = run == 1
+            options.notice = { if isFirst { say("vmrr: \($0)") } }
+            let result = try recording.record(configuration, system: system, capabilities: capabilities, options: options)
+            recording.overwrite = true
+            let isLast = run == maxRuns || stopper.isRequested
+            if result.ending.isFailure || isLast || isFatal(result.ending) {
+                progress.finish()
+                if result.ending.isFailure {
+                    say("vmrr: run \(run) failed")
+                    try? showConsole(recording.path)
+                } else if !stopper.isRequested {
+                    say("vmrr: no failure in \(run) runs; the last one is kept")
+                }
+                return (result, run)
+            }
+            progress.update(Double(run) / Double(maxRuns))
+        }
+        preconditionFailure("the loop ends with the last run")
+    }
+
+    private func isFatal(_ ending: Ending) -> Bool {
+        switch ending {
+        case .hostLimit, .traceFull: true
+        default: false
+        }
+    }
+
+    private func showConsole(_ path: String) throws {
+        var cursor = try TraceReader(path: path).cursor()
+        var decoder = ConsoleDecoder()
+        while let event = try cursor.next() {
+            guard event.identity.kind == .portWrite, event.payload == nil else { continue }
+            let bytes = decoder.decode(Exit(event.identity, value: event.value))
+            if !bytes.isEmpty { write(bytes, to: json ? 2 : 1) }
+        }
+    }
+
+    private func report(_ result: RunResult, runs: Int, path: String) {
+        if json {
+            write(Self.json(result, runs: runs, path: path).text() + "\n")
+            return
+        }
+        say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
+        say("vmrr: \(path): \(result.events) events, \(result.interrupts.total) interrupts "
+            + "(\(result.interrupts.atAnchor) between exits), \(humanBytes(result.fileBytes))")
+        if result.interrupts.total > 0, result.latency.worst > .milliseconds(10) {
+            say("vmrr: an interrupt waited \(humanSeconds(result.latency.worst.seconds)) for a place to enter, at worst")
+        }
+    }
+
+    private static func json(_ result: RunResult, runs: Int, path: String) -> JSON {
+        [
+            "trace": .string(path), "engine": "kvm", "runs": JSON(runs), "exits": JSON(result.exits),
+            "events": JSON(result.events), "interrupts": interruptsJSON(result.interrupts),
+            "raw_bytes": JSON(result.rawBytes), "file_bytes": JSON(result.fileBytes),
+            "ended": .string(result.ending.name), "guest_status": JSON(result.ending.guestStatus),
+            "state_digest": JSON(result.digests?.state.description),
+            "memory_digest": JSON(result.digests?.memory.description),
+            "memory_digest_strict": JSON(result.digests?.memoryStrict.description),
+            "latency_us": latencyJSON(result.latency), "seconds": .number(result.seconds),
+        ]
+    }
+
+    private static func defaultName(_ guest: String) -> String {
+        let format = DateFormatter()
+        format.locale = Locale(identifier: "en_US_POSIX")
+        format.dateFormat = "yyyyMMdd-HHmmss"
+        return "\(guest)-\(format.string(from: Date())).vmrr"
+    }
+}
+
+func interruptsJSON(_ counts: InterruptCounts) -> JSON {
+    [
+        "total": JSON(counts.total), "at_exit": JSON(counts.atExit), "at_window": JSON(counts.atWindow),
+        "between_exits": JSON(counts.atAnchor), "nmi": JSON(counts.nmi),
+    ]
+}
+
+func latencyJSON(_ latency: TraceEnding.Latency) -> JSON {
+    [
+        "p50": .number(latency.p50.seconds * 1e6), "p99": .number(latency.p99.seconds * 1e6),
+        "max": .number(latency.worst.seconds * 1e6),
+    ]
+}

@@ -1,0 +1,142 @@
+import ArgumentParser
+import Foundation
+import Recorder
+import Replay
+import Trace
+import VMCore
+
+struct ReplayCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "replay", abstract: "Replays a trace and checks it against the recording.",
+        discussion: """
+            Every exit is compared with the recorded one, the registers every 256 exits, and the end state as a whole. \
+            The first difference ends the replay with status 3. A recording in which the guest failed replays with \
+            status 10.
+            """)
+
+    @OptionGroup var trace: TraceArgument
+
+    @Option(help: ArgumentHelp("Stop right after this exit. 0 is the start.", valueName: "exit"))
+    var to: UInt64?
+
+    @Flag(help: "Print what the guest printed.")
+    var console = false
+
+    @Flag(help: "Say in detail what was compared.")
+    var verify = false
+
+    @Option(help: ArgumentHelp("Ends the replay after this time, such as 30s.", valueName: "time"))
+    var deadline: String?
+
+    @Flag(help: "Print a report in JSON on standard output; the guest's console goes to standard error.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let path = try trace.path()
+            let limit = try deadline.map { text in
+                guard let span = Nanoseconds(parsing: text), span.rawValue > 0 else {
+                    throw UsageError("--deadline takes a time such as 30s, not '\(text)'")
+                }
+                return span
+            }
+            let reader = try TraceReader(path: path)
+            let (system, capabilities) = try openKVM()
+            let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities)
+            let result = try replay(replayer, limit: limit)
+            if json {
+                write(Self.json(result).text() + "\n")
+            } else {
+                report(result, replayer, path: path)
+            }
+            return status(result, replayer)
+        }
+    }
+
+    private func replay(_ replayer: Replayer, limit: Nanoseconds?) throws -> ReplayResult {
+        let stopper = Stopper()
+        let watch = SignalWatch { stopper.stop() }
+        defer { withExtendedLifetime(watch) {} }
+        var timer: (any DispatchSourceTimer)?
+        if let limit {
+            let made = DispatchSource.makeTimerSource(queue: .global())
+            made.schedule(deadline: .now() + limit.seconds)
+            made.setEventHandler { stopper.stop() }
+            made.resume()
+            timer = made
+        }
+        defer { timer?.cancel() }
+
+        var decoder = ConsoleDecoder()
+        var progress = ProgressBar("replaying")
+        let total = Double(max(1, to ?? replayer.reader.lastExit.rawValue))
+        var count: UInt64 = 0
+        let sink: Int32 = json ? 2 : 1
+        let showsConsole = console
+        let result = try replayer.replay(to: to.map { ExitNumber($0) }, started: { stopper.attach($0) }) { exit in
+            count += 1
+            if showsConsole {
+                let bytes = decoder.decode(exit)
+                if !bytes.isEmpty { write(bytes, to: sink) }
+            }
+            if count & 0xFFF == 0 { progress.update(Double(count) / total) }
+        }
+        progress.finish()
+        return result
+    }
+
+    private func status(_ result: ReplayResult, _ replayer: Replayer) -> Status {
+        if result.divergence != nil { return .diverged }
+        if result.stopped { return .other }
+        return result.reachedEnd && replayer.ending?.failed == true ? .guestFailed : .done
+    }
+
+    private func report(_ result: ReplayResult, _ replayer: Replayer, path: String) {
+        if let divergence = result.divergence {
+            say("vmrr: \(path) \(divergence)")
+            return
+        }
+        if result.stopped {
+            say("vmrr: stopped after \(result.exits) exits")
+            return
+        }
+        var line = "\(path): replayed \(result.exits) exits in \(humanSeconds(result.seconds)), no divergence"
+        if let ending = replayer.ending, result.reachedEnd {
+            line += "; the recording ended: \(ending.ended)" + (ending.guestStatus.map { " \($0)" } ?? "")
+        } else if result.reachedEnd {
+            line += "; the recording was killed after the last of them"
+        }
+        show(line)
+        guard verify, let digests = result.digests else { return }
+        show("state  \(digests.state)\(result.comparedEnd ? "  as recorded" : "")")
+        show("memory \(digests.memory)\(result.comparedEnd ? "  as recorded" : "")")
+        if result.comparedEnd, let recorded = replayer.ending?.digests {
+            show(recorded.memoryStrict == digests.memoryStrict
+                ? "memory is the same bit by bit"
+                : "memory differs only in accessed/dirty bits of page-table entries, which the processor sets as its "
+                    + "translation caches need them")
+        }
+        if result.landing.landings > 0 {
+            show("\(result.landing.landings) points between exits were found again in \(result.landing.arrivals) "
+                + "arrivals, \(result.landing.overshoots) after running too far")
+        }
+    }
+
+    /// The report shares standard output with nothing: the guest's console has it when it is shown.
+    private func show(_ line: String) { write(line + "\n", to: console ? 2 : 1) }
+
+    private static func json(_ result: ReplayResult) -> JSON {
+        let diverged: JSON = result.divergence.map {
+            ["exit": JSON($0.exit.rawValue), "expected": .string($0.expected), "actual": .string($0.actual)]
+        } ?? .null
+        return [
+            "engine": "kvm", "exits": JSON(result.exits), "diverged": diverged,
+            "state_digest": JSON(result.digests?.state.description),
+            "memory_digest": JSON(result.digests?.memory.description),
+            "memory_digest_strict": JSON(result.digests?.memoryStrict.description),
+            "end_compared": .bool(result.comparedEnd), "landings": JSON(result.landing.landings),
+            "arrivals": JSON(result.landing.arrivals), "overshoots": JSON(result.landing.overshoots),
+            "seconds": .number(result.seconds),
+        ]
+    }
+}

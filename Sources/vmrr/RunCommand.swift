@@ -1,0 +1,68 @@
+import ArgumentParser
+import Recorder
+import VMCore
+
+struct RunCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "run", abstract: "Runs a guest without recording it.")
+
+    @OptionGroup var guest: GuestOptions
+
+    @Flag(help: "Print a report in JSON on standard output; the guest's console goes to standard error.")
+    var json = false
+
+    func run() throws {
+        try reporting {
+            let configuration = try guest.machine()
+            var options = try guest.runOptions()
+            let (system, capabilities) = try openKVM()
+            if json { options.consoleDescriptor = 2 }
+            options.notice = { say("vmrr: \($0)") }
+            let stopper = Stopper()
+            options.started = { stopper.attach($0) }
+            let watch = SignalWatch { stopper.stop() }
+            let result = try withExtendedLifetime(watch) {
+                try Recorder.run(configuration, system: system, capabilities: capabilities, options: options)
+            }
+            if json {
+                write(report(result).text() + "\n")
+            } else {
+                say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
+            }
+            return status(of: result.ending)
+        }
+    }
+
+    private func report(_ result: RunResult) -> JSON {
+        [
+            "engine": "kvm", "exits": JSON(result.exits), "ended": .string(result.ending.name),
+            "guest_status": JSON(result.ending.guestStatus), "seconds": .number(result.seconds),
+        ]
+    }
+}
+
+/// The status with which a command that ran a guest ends.
+func status(of ending: Ending) -> Status {
+    switch ending {
+    case .debugExit, .tripleFault: ending.isFailure ? .guestFailed : .done
+    case .powerOff, .reset, .halted, .stopped, .endOfTrace: .done
+    case .deadline, .traceFull: .other
+    case .hostLimit: .hostLacks
+    }
+}
+
+func describe(_ ending: Ending) -> String {
+    switch ending {
+    case .debugExit(0): "the guest ended with success"
+    case .debugExit(let value): "the guest failed with \(value)"
+    case .tripleFault: "the guest ended in a triple fault"
+    case .powerOff: "the guest switched the machine off"
+    case .reset: "the guest reset the machine"
+    case .halted: "the guest halted with nothing to wake it"
+    case .deadline: "the deadline ended the run"
+    case .stopped: "stopped"
+    case .traceFull: "the trace has no room left on its disk; what was written before is good"
+    case .hostLimit(let text): text
+    case .endOfTrace: "the end of the trace"
+    }
+}
