@@ -2,7 +2,8 @@
 //
 // Each round in user mode: a SYSCALL that hashes a number; a read of an unmapped page (mapped on demand, zeroed, read
 // only); a write to it (made writable); UD2; a division by zero; HLT or a non-canonical address (#GP); some
-// computing, in which the PIT may interrupt; a SYSCALL that unmaps the page again. The kernel returns by IRETQ.
+// computing, in which the PIT may interrupt; a SYSCALL that unmaps the page again. The kernel returns by IRETQ. Where a
+// SYSCALL tried at the start stays at CPL 3, system calls are made by UD1.
 //
 // The checks: user and kernel compute the same hash, pages come zeroed and keep what is written, error codes and
 // faulting instructions are the expected ones, registers survive, and each kind of entry was taken exactly as often as
@@ -10,120 +11,31 @@
 
 #include "guest.inc"
 
-#define USER        0x8000000000        /* PML4 entry 1 */
-#define USER_PDPT   SCRATCH
-#define USER_PD     SCRATCH + 0x1000
-#define USER_PT     SCRATCH + 0x2000
-#define USER_STACK  SCRATCH + 0x3000    /* its page */
 #define FRAMES      0x400000            /* page frames for the demand-zero pages */
 #define FIRST_PAGE  16                  /* page table entries 16 to 79 are demand-zero */
 #define PAGES       64
-
-#define UD2         0x0B0F              /* opcodes as they lie in memory */
-#define UD1         0xB90F
-#define BY_UD1      32                  /* bit of R12 in user mode: system calls by UD1 */
 
 #define SYS_END     0
 #define SYS_HASH    1
 #define SYS_UNMAP   2
 
-// A system call: SYSCALL, or UD1 where the command line has `syscall=0`, for KVMs that get SYSCALL wrong.
-.macro KERNEL number
-    movl $\number, %eax
-    btq $BY_UD1, %r12
-    jc .Lud1\@
-    syscall
-    jmp .Lback\@
-.Lud1\@:
-    .byte 0x0F, 0xB9, 0xC0              // ud1 %eax, %eax
-.Lback\@:
-.endm
-
-// A fault's stack with an error code: error, RIP, CS, RFLAGS, RSP, SS. Fails unless it came from user mode.
-.macro FROM_USER cs
-    testb $3, \cs(%rsp)
-    jnz .Luser\@
-    FAIL "a fault in the kernel"
-.Luser\@:
-.endm
-
 GUEST user, "user"
     ENTER_LONG_MODE
     PARAM hz, "hz", 1000
     PARAM rounds, "rounds", 2000
-    PARAM by_syscall, "syscall", 1
-
-    // Page tables for user mode: code read-only, one stack page, nothing else yet.
-    movl $USER_PDPT, %edi
-    xorl %eax, %eax
-    movl $4 * 512, %ecx
-    rep stosq
-    movq $USER_PDPT + 7, PML4 + 8
-    movq $USER_PD + 7, USER_PDPT
-    movq $USER_PT + 7, USER_PD
-    movq $A(user_code) + 5, USER_PT
-    movq $USER_STACK + 7, USER_PT + 8
-
-    // The TSS: RSP0 only. Its descriptor's base is put together here.
-    movq $STACK_TOP, A(tss) + 4
-    movw $104, A(tss) + 102
-    movl $A(tss), %eax
-    movw $103, A(gdt) + TSS
-    movw %ax, A(gdt) + TSS + 2
-    shrl $16, %eax
-    movb %al, A(gdt) + TSS + 4
-    movb $0x89, A(gdt) + TSS + 5
-    movb %ah, A(gdt) + TSS + 7
-    movl $TSS, %eax
-    ltr %ax
-
+    SET_UP_USER_MODE
     SET_GATE 0, on_divide
-    SET_GATE 6, on_undefined
     SET_GATE 13, on_protection
     SET_GATE 14, on_page_fault
     SET_GATE IRQ_BASE, on_tick
 
-    movl $0xC0000081, %ecx              // STAR: CODE64 and DATA; the user half is for SYSRET, not used here
-    xorl %eax, %eax
-    movl $((USER_DATA - 8) << 16) + CODE64, %edx
-    wrmsr
-    movl $0xC0000082, %ecx              // LSTAR
-    movl $A(on_syscall), %eax
-    xorl %edx, %edx
-    wrmsr
-    movl $0xC0000084, %ecx              // FMASK: TF, IF, DF, NT, AC
-    movl $0x44700, %eax
-    wrmsr
-    movl $0xC0000080, %ecx
-    rdmsr
-    orl $1, %eax                        // EFER.SCE
-    wrmsr
-
     PIT_START hz
     UNMASK_IRQ 0
-    movl A(rounds), %r12d
-    cmpl $0, A(by_syscall)
-    jne 1f
-    btsq $BY_UD1, %r12
-1:  pushq $USER_DATA
-    movabsq $USER + 0x2000, %rax
-    pushq %rax
-    pushq $0x202                        // IF
-    pushq $USER_CODE
-    movabsq $USER, %rax
-    pushq %rax
-    iretq
+    movl A(rounds), %eax
+    orq %rax, %r12
+    GO_TO_USER USER_START, USER_FLAGS
 
-// RAX: number. Arguments in RDI, RSI; result in RAX. RCX and R11 are lost, as SYSCALL has it; all else is kept.
-on_syscall:
-    movq %rsp, A(user_stack)
-    movl $STACK_TOP, %esp
-    pushq $USER_DATA
-    pushq A(user_stack)
-    pushq %r11
-    pushq $USER_CODE
-    pushq %rcx
-system_call:                            // with a frame for IRETQ on the stack
+system_call:
     incl A(system_calls)
     cmpl $SYS_HASH, %eax
     je sys_hash
@@ -198,21 +110,15 @@ bad_page_fault:                         // at a wrong address or with a wrong er
     pushq $14
     jmp unexpected
 
-on_undefined:
-    FROM_USER 8
+other_undefined:
     pushq %rax
     movq 8(%rsp), %rax
-    cmpw $UD1, (%rax)
-    je 1f
     cmpw $UD2, (%rax)
     FAIL_IF ne, "#UD at a wrong instruction"
     incl A(undefineds)
     addq $2, 8(%rsp)
     popq %rax
     iretq
-1:  addq $3, 8(%rsp)
-    popq %rax
-    jmp system_call
 
 on_divide:
     FROM_USER 8
@@ -290,12 +196,12 @@ sys_end:
     EXIT 0
 
     LIBRARY64
+    LIBRARY_USER
 
 // ---------------------------------------------------------------------------------------------------------------------
-// User mode. Runs at USER, not where it was assembled: registers and relative jumps only. R12D: rounds.
+// User mode. R12D: rounds.
 
-    .balign 4096
-user_code:
+    BEGIN_USER
     movabsq $LCG_A, %r13
     movabsq $0x0123456789ABCDEF, %r14
     movabsq $0xFEDCBA9876543210, %r15
@@ -312,6 +218,7 @@ user_round:
     cmpq %rbp, %rax
     movl $1, %edi
     jne user_failed
+    USER_EXIT
 
     movl %ebx, %r10d                    // 2: a fresh page reads as zero at both ends
     andl $PAGES - 1, %r10d
@@ -390,11 +297,8 @@ user_failed:
     movq %rbp, %rsi
     KERNEL SYS_END
 
-    VAR tss, 104
     VAR hz
     VAR rounds
-    VAR by_syscall
-    VAR user_stack
     VAR user_check
     VAR user_hash
     VAR hash

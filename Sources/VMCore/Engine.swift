@@ -85,7 +85,7 @@ public protocol Engine: AnyObject {
     func state() throws(HostError) -> CPUState
     func setState(_ state: CPUState) throws(HostError)
     /// The general, segment and control registers only: a cheap part of `state`.
-    func registers() throws(HostError) -> CPUState
+    func registers() throws(HostError) -> CoreRegisters
 
     /// Whether the guest uses breakpoints of its own, which the monitor's would replace.
     func debugRegistersActive() throws(HostError) -> Bool

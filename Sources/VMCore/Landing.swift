@@ -5,7 +5,9 @@ public struct LandingStatistics: Sendable {
     public var arrivals = 0
     /// Times a landing started over because the guest had run too far.
     public var overshoots = 0
-    /// How long before the expected moment the search begins: learned from landing to landing.
+    /// How long before the expected moment the search begins: shorter after each success, twice as long after each
+    /// overshoot, so that about one landing in six overshoots. An overshoot costs one more free run; an arrival costs
+    /// as much as some 60 instructions of the free run.
     var lead = Nanoseconds.microseconds(250)
 
     public init() {}
@@ -51,7 +53,7 @@ struct Landing {
                 let outcome = try runFreely(for: anchor.elapsed - statistics.lead)
                 if case .interrupted? = outcome { return .interrupted }
                 if outcome == nil, case .landed = try search(&statistics, giveUp: anchor.elapsed + .milliseconds(20)) {
-                    statistics.lead = Nanoseconds(max(20_000, statistics.lead.rawValue * 31 / 32))
+                    statistics.lead = Nanoseconds(max(10_000, statistics.lead.rawValue / 8 * 7))
                     return .landed
                 }
                 statistics.overshoots += 1
@@ -103,8 +105,8 @@ struct Landing {
         }
     }
 
-    private func isHere(_ registers: CPUState) throws -> Bool {
-        guard registers.linearRIP == anchor.rip, registers.digest.low == anchor.registers else { return false }
+    private func isHere(_ registers: CoreRegisters) throws -> Bool {
+        guard registers.linearRIP == anchor.rip, registers.digest == anchor.registers else { return false }
         return try machine.completeDigest() == anchor.memory
     }
 }

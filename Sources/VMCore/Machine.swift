@@ -98,12 +98,12 @@ public final class Machine {
     // MARK: Points and digests
 
     /// The digest of the general, segment and control registers.
-    public func registerDigest() throws -> UInt64 { try engine.registers().digest.low }
+    public func registerDigest() throws -> UInt64 { try engine.registers().digest }
 
     /// Names the point at which the guest, settled, stands between two exits.
     public func anchor(elapsed: Nanoseconds) throws -> Anchor {
         let registers = try engine.registers()
-        return Anchor(rip: registers.linearRIP, registers: registers.digest.low, memory: try completeDigest(),
+        return Anchor(rip: registers.linearRIP, registers: registers.digest, memory: try completeDigest(),
                       instructions: 0, elapsed: elapsed)
     }
 

@@ -67,8 +67,9 @@ GUEST(strings)
 GUEST(churn)
 
 /// user: ring 3 with SYSCALL, demand-zero pages, write-protect faults, #UD, #DE, #GP; IRETQ back.
-/// Parameters: hz=1000, rounds=2000, syscall=1 (0: system calls by UD1 instead, for KVMs that get SYSCALL wrong).
-/// Interrupts: IRQ0 through the PIC, in ring 3 only.
+/// Parameters: hz=1000, rounds=2000, syscall=0|1 (system calls by UD1 or by SYSCALL; without it, one SYSCALL is tried,
+/// and UD1 taken, with a line that says so, where it reaches LSTAR still at CPL 3).
+/// Interrupts: IRQ0 through the PIC, in ring 3 only. Exits: port 0x80 in ring 3 each round.
 /// Check: hashes on both sides agree, pages and registers survive, each kind of entry counted exactly.
 /// Last line: `user: ok, R rounds, C system calls, checksum X`, the same in every run with the same parameters.
 GUEST(user)
@@ -85,20 +86,22 @@ GUEST(smc)
 /// `nested-irq: ok, I interrupts (T timer, P PIT, Q IPI pairs), N nested, checksum X`.
 GUEST(nested_irq)
 
-/// nmi: NMIs by an IPI to itself and by the PIT through I/O APIC pin 2 in NMI mode.
-/// Parameters: ipis=200, hz=1000, ticks=400. Interrupts: NMI only.
+/// nmi: NMIs by an IPI to itself, by the PIT through I/O APIC pin 2 in NMI mode, and by the PIT through PIC and LINT0.
+/// Parameters: ipis=200, hz=1000, ticks=400 (each way). Interrupts: NMI only; the PIC is acknowledged by polling.
 /// Check: each arrives once; one raised in the handler waits for the IRET; the main loop's result in closed form.
-/// Last line: `nmi: ok, I by IPI, T by the PIT, N steps, checksum X`.
+/// Last line: `nmi: ok, I by IPI, T by the I/O APIC, L by LINT0, N steps, checksum X`.
 GUEST(nmi)
 
-/// fpu: x87 and SSE arithmetic under a handler that saves, spoils and restores the FXSAVE state.
-/// Parameters: hz=1000, ticks=1000. Interrupts: IRQ0 through the PIC.
-/// Needs SSE and x87 at CPL 0 (a KVM that emulates kernel code may lack them).
-/// Check: exact integer results, x87 stack, XMM15 and MXCSR. Last line: `fpu: ok, T ticks, N steps`.
+/// fpu: x87 and SSE arithmetic in ring 3 under a kernel that saves, spoils and restores the FXSAVE state.
+/// Parameters: hz=1000, ticks=1000, syscall=0|1 (as in `user`). Interrupts: IRQ0 through the PIC, in ring 3 only.
+/// Exits: port 0x80 in ring 3 every 64 steps. At CPL 0 it needs FXSAVE and FXRSTOR, no arithmetic.
+/// Check: exact integer results and roundings, x87 stack, XMM15, MXCSR; the kernel's own image was loaded in between.
+/// Last line: `fpu: ok, T ticks, N steps`.
 GUEST(fpu)
 
-/// paging: 32-bit, PAE and long-mode paging in turn, with pages remapped all the time.
-/// Parameters: rounds=500, modes=7 (bit 0: two levels, bit 1: PAE, bit 2: long mode). Interrupts: none.
+/// paging: pages remapped all the time, in long mode or in 32-bit, PAE and long-mode paging in turn.
+/// Parameters: rounds=500, modes=4 (bit 0: two levels, bit 1: PAE, bit 2: long mode). Interrupts: none. The default
+/// passes everywhere; `modes=7` is for hardware and full emulators, as a software KVM triple-faults at CR0.PG there.
 /// Check: each frame holds what the mapping says, both ways.
 /// Last line: `paging: ok, R rounds in each mode of M, checksum X`, the same in every run with the same parameters.
 GUEST(paging)

@@ -137,8 +137,9 @@ public struct EventState: Equatable, Sendable {
     public init() {}
 }
 
-/// The complete architectural state of one vCPU, the same in every engine. The timestamp counter is no part of it.
-public struct CPUState: Equatable, Sendable {
+/// The registers that an engine hands out cheaply: general, segment and control registers. A plain value without
+/// storage of its own on the heap.
+public struct CoreRegisters: Equatable, Sendable {
     public var general = GeneralRegisters()
     public var es = SegmentRegister()
     public var cs = SegmentRegister()
@@ -151,6 +152,23 @@ public struct CPUState: Equatable, Sendable {
     public var gdtr = DescriptorTable()
     public var idtr = DescriptorTable()
     public var control = ControlRegisters()
+
+    public init() {}
+
+    /// The current privilege level: the DPL of SS. Source: Intel SDM Vol. 3A, 5.5.
+    public var cpl: UInt8 { control.cr0 & 1 == 0 ? 0 : ss.dpl }
+
+    /// The linear address of the next instruction.
+    public var linearRIP: UInt64 {
+        let linear = cs.base &+ general.rip
+        return control.efer & (1 << 10) != 0 ? linear : linear & 0xFFFF_FFFF
+    }
+}
+
+/// The complete architectural state of one vCPU, the same in every engine. The timestamp counter is no part of it.
+@dynamicMemberLookup
+public struct CPUState: Equatable, Sendable {
+    public var core = CoreRegisters()
     public var debug = DebugRegisters()
     public var floatingPoint = FloatingPointState()
     /// Values of `CPUState.msrIndices`, in that order.
@@ -194,12 +212,10 @@ public struct CPUState: Equatable, Sendable {
         return state
     }
 
-    /// The current privilege level: the DPL of SS. Source: Intel SDM Vol. 3A, 5.5.
-    public var cpl: UInt8 { control.cr0 & 1 == 0 ? 0 : ss.dpl }
-
-    /// The linear address of the next instruction.
-    public var linearRIP: UInt64 {
-        let linear = cs.base &+ general.rip
-        return control.efer & (1 << 10) != 0 ? linear : linear & 0xFFFF_FFFF
+    public subscript<T>(dynamicMember path: WritableKeyPath<CoreRegisters, T>) -> T {
+        get { core[keyPath: path] }
+        set { core[keyPath: path] = newValue }
     }
+
+    public subscript<T>(dynamicMember path: KeyPath<CoreRegisters, T>) -> T { core[keyPath: path] }
 }

@@ -1,16 +1,16 @@
 /// A moment of the proleptic Gregorian calendar, years 0 to 9999, without time zones or leap seconds.
-struct CalendarTime: Equatable, Sendable {
-    var year: Int64
-    var month: Int64
-    var day: Int64
-    var secondOfDay: Int64
+package struct CalendarTime: Equatable, Sendable {
+    package var year: Int64
+    package var month: Int64
+    package var day: Int64
+    package var secondOfDay: Int64
 
     static let secondsPerDay: Int64 = 86_400
 
     /// What four digits of year can show: 0000-01-01T00:00:00 to 9999-12-31T23:59:59.
-    static let range: ClosedRange<Int64> = -62_167_219_200 ... 253_402_300_799
+    package static let range: ClosedRange<Int64> = -62_167_219_200 ... 253_402_300_799
 
-    init(year: Int64, month: Int64, day: Int64, secondOfDay: Int64) {
+    package init(year: Int64, month: Int64, day: Int64, secondOfDay: Int64) {
         self.year = year
         self.month = month
         self.day = day
@@ -18,7 +18,7 @@ struct CalendarTime: Equatable, Sendable {
     }
 
     /// The moment `seconds` after 1970-01-01T00:00:00; moments outside of `range` wrap around within it.
-    init(secondsSince1970 seconds: Int64) {
+    package init(secondsSince1970 seconds: Int64) {
         let span = Self.range.upperBound - Self.range.lowerBound + 1
         // Counting days from 1 March of year 0 puts the leap day at the end of a year.
         let (sinceStart, overflow) = seconds.subtractingReportingOverflow(Self.range.lowerBound)
@@ -36,7 +36,7 @@ struct CalendarTime: Equatable, Sendable {
     }
 
     /// Seconds since 1970-01-01T00:00:00; a day beyond the end of its month runs on into the next.
-    var secondsSince1970: Int64 {
+    package var secondsSince1970: Int64 {
         let marchYear = (month <= 2 ? year - 1 : year) + 400
         let era = marchYear / 400
         let yearOfEra = marchYear % 400
@@ -50,7 +50,7 @@ struct CalendarTime: Equatable, Sendable {
     private static let daysPerEra: Int64 = 146_097
 
     /// 1 for Sunday to 7 for Saturday.
-    var weekday: Int64 {
+    package var weekday: Int64 {
         let days = (secondsSince1970 - Self.range.lowerBound) / Self.secondsPerDay
         return (days + 6) % 7 + 1
     }

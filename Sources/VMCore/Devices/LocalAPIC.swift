@@ -8,12 +8,12 @@
 /// works with no set-up. All else is the state of SDM Vol. 3A, 11.4.7.1.
 public struct LocalAPIC: Device {
     /// IA32_APIC_BASE (SDM Vol. 3A, 11.4.4).
-    enum Base {
-        static let bootProcessor: UInt64 = 1 << 8
-        static let x2APIC: UInt64 = 1 << 10
-        static let enable: UInt64 = 1 << 11
-        static let addressMask: UInt64 = 0x000f_ffff_ffff_f000
-        static let reset: UInt64 = 0xfee0_0000 | enable | bootProcessor
+    package enum Base {
+        package static let bootProcessor: UInt64 = 1 << 8
+        package static let x2APIC: UInt64 = 1 << 10
+        package static let enable: UInt64 = 1 << 11
+        package static let addressMask: UInt64 = 0x000f_ffff_ffff_f000
+        package static let reset: UInt64 = 0xfee0_0000 | enable | bootProcessor
     }
 
     /// Spurious-interrupt vector register (SDM Vol. 3A, 11.9).
@@ -25,10 +25,10 @@ public struct LocalAPIC: Device {
     }
 
     /// Error status register (SDM Vol. 3A, 11.5.3).
-    enum ESR {
-        static let sendIllegalVector: UInt32 = 1 << 5
-        static let receiveIllegalVector: UInt32 = 1 << 6
-        static let illegalRegisterAddress: UInt32 = 1 << 7
+    package enum ESR {
+        package static let sendIllegalVector: UInt32 = 1 << 5
+        package static let receiveIllegalVector: UInt32 = 1 << 6
+        package static let illegalRegisterAddress: UInt32 = 1 << 7
     }
 
     /// Local vector table entries (SDM Vol. 3A, 11.5.1).
@@ -90,7 +90,7 @@ public struct LocalAPIC: Device {
     public internal(set) var spuriousVector: UInt32 = 0xff
     public internal(set) var inService = VectorSet()
     public internal(set) var triggerMode = VectorSet()
-    public internal(set) var requests = VectorSet()
+    public package(set) var requests = VectorSet()
     /// The ESR as the guest reads it.
     var errorStatus: UInt32 = 0
     /// Errors since the last write to the ESR, which makes them readable.
@@ -105,7 +105,7 @@ public struct LocalAPIC: Device {
     /// The level of the LINT1 input, which a PC connects to NMI.
     public internal(set) var lint1Level = false
     /// An NMI waits for the processor.
-    public internal(set) var isNMIPending = false
+    public package(set) var isNMIPending = false
     /// An INIT waits for the processor.
     public internal(set) var isInitPending = false
     /// The vector of a level-triggered interrupt whose EOI the I/O APIC has not been told yet.

@@ -1,33 +1,33 @@
 extension LocalAPIC {
     /// Register offsets in the xAPIC page; the x2APIC MSR is 0x800 + offset / 16 (SDM Vol. 3A, tables 11-1 and 11-6).
-    enum Register {
-        static let id: UInt32 = 0x020
-        static let version: UInt32 = 0x030
-        static let taskPriority: UInt32 = 0x080
-        static let arbitrationPriority: UInt32 = 0x090
-        static let processorPriority: UInt32 = 0x0a0
-        static let endOfInterrupt: UInt32 = 0x0b0
-        static let remoteRead: UInt32 = 0x0c0
-        static let logicalDestination: UInt32 = 0x0d0
-        static let destinationFormat: UInt32 = 0x0e0
-        static let spuriousVector: UInt32 = 0x0f0
-        static let inService: UInt32 = 0x100
-        static let triggerMode: UInt32 = 0x180
-        static let interruptRequest: UInt32 = 0x200
-        static let errorStatus: UInt32 = 0x280
-        static let interruptCommandLow: UInt32 = 0x300
-        static let interruptCommandHigh: UInt32 = 0x310
-        static let lvtTimer: UInt32 = 0x320
-        static let lvtThermal: UInt32 = 0x330
-        static let lvtPerformance: UInt32 = 0x340
-        static let lvtLINT0: UInt32 = 0x350
-        static let lvtLINT1: UInt32 = 0x360
-        static let lvtError: UInt32 = 0x370
-        static let initialCount: UInt32 = 0x380
-        static let currentCount: UInt32 = 0x390
-        static let divideConfiguration: UInt32 = 0x3e0
+    package enum Register {
+        package static let id: UInt32 = 0x020
+        package static let version: UInt32 = 0x030
+        package static let taskPriority: UInt32 = 0x080
+        package static let arbitrationPriority: UInt32 = 0x090
+        package static let processorPriority: UInt32 = 0x0a0
+        package static let endOfInterrupt: UInt32 = 0x0b0
+        package static let remoteRead: UInt32 = 0x0c0
+        package static let logicalDestination: UInt32 = 0x0d0
+        package static let destinationFormat: UInt32 = 0x0e0
+        package static let spuriousVector: UInt32 = 0x0f0
+        package static let inService: UInt32 = 0x100
+        package static let triggerMode: UInt32 = 0x180
+        package static let interruptRequest: UInt32 = 0x200
+        package static let errorStatus: UInt32 = 0x280
+        package static let interruptCommandLow: UInt32 = 0x300
+        package static let interruptCommandHigh: UInt32 = 0x310
+        package static let lvtTimer: UInt32 = 0x320
+        package static let lvtThermal: UInt32 = 0x330
+        package static let lvtPerformance: UInt32 = 0x340
+        package static let lvtLINT0: UInt32 = 0x350
+        package static let lvtLINT1: UInt32 = 0x360
+        package static let lvtError: UInt32 = 0x370
+        package static let initialCount: UInt32 = 0x380
+        package static let currentCount: UInt32 = 0x390
+        package static let divideConfiguration: UInt32 = 0x3e0
         /// x2APIC only.
-        static let selfIPI: UInt32 = 0x3f0
+        package static let selfIPI: UInt32 = 0x3f0
     }
 
     /// Interrupt command register (SDM Vol. 3A, 11.6.1).

@@ -241,7 +241,7 @@ public struct PIC8259Pair: PortDevice {
     static let slaveELCRWritable: UInt8 = 0b1101_1110
 
     public internal(set) var master = PIC8259()
-    public internal(set) var slave = PIC8259()
+    public package(set) var slave = PIC8259()
 
     public init() {}
 

@@ -3,8 +3,8 @@
 /// Its fields are right as of CLK pulse `clock`; `advance` moves them on by any number of pulses at once. A count
 /// written or a trigger seen at some moment reaches the counting element with the CLK pulse after it, as in the data
 /// sheet's timing diagrams: mode 0 raises OUT N + 1 pulses after the write, mode 2 repeats every N.
-struct PITCounter: Codable, Equatable, Sendable {
-    enum Mode: UInt8, Codable {
+package struct PITCounter: Codable, Equatable, Sendable {
+    package enum Mode: UInt8, Codable {
         case terminalCount, oneShot, rateGenerator, squareWave, softwareStrobe, hardwareStrobe
     }
 
@@ -48,7 +48,7 @@ struct PITCounter: Codable, Equatable, Sendable {
     private(set) var latchedStatus: UInt8?
 
     /// A counter with its count loaded and counting from pulse 0, in a mode that repeats.
-    init(mode: Mode, count: UInt16, gate: Bool) {
+    package init(mode: Mode, count: UInt16, gate: Bool) {
         self.mode = mode
         self.gate = gate
         countRegister = count
@@ -58,7 +58,7 @@ struct PITCounter: Codable, Equatable, Sendable {
 
     // MARK: Programming
 
-    mutating func writeControl(_ value: UInt8) -> UInt64 {
+    package mutating func writeControl(_ value: UInt8) -> UInt64 {
         guard let newAccess = Access(rawValue: value >> 4 & 0b11) else {
             latchCount()
             return 0
@@ -80,7 +80,7 @@ struct PITCounter: Codable, Equatable, Sendable {
         return drive(mode != .terminalCount)
     }
 
-    mutating func write(_ value: UInt8) -> UInt64 {
+    package mutating func write(_ value: UInt8) -> UInt64 {
         switch (access, firstByte) {
         case (.low, _): commit(UInt16(value))
         case (.high, _): commit(UInt16(value) << 8)
@@ -112,7 +112,7 @@ struct PITCounter: Codable, Equatable, Sendable {
         }
     }
 
-    mutating func setGate(_ level: Bool) -> UInt64 {
+    package mutating func setGate(_ level: Bool) -> UInt64 {
         guard gate != level else { return 0 }
         gate = level
         switch mode {
@@ -178,7 +178,7 @@ struct PITCounter: Codable, Equatable, Sendable {
     // MARK: Counting
 
     /// Moves on to CLK pulse `tick`; returns how often OUT rose. Its cost does not depend on the distance.
-    mutating func advance(to tick: UInt64) -> UInt64 {
+    package mutating func advance(to tick: UInt64) -> UInt64 {
         guard tick > clock else { return 0 }
         var pulses = tick &- clock
         var edges: UInt64 = 0
@@ -285,7 +285,7 @@ struct PITCounter: Codable, Equatable, Sendable {
     private func half(high: Bool) -> UInt32 { high ? (period &+ 1) / 2 : period / 2 }
 
     /// CLK pulses after `clock` until OUT rises; nil when it won't by itself.
-    var pulsesToRisingEdge: UInt64? {
+    package var pulsesToRisingEdge: UInt64? {
         if (mode == .softwareStrobe || mode == .hardwareStrobe) && !out { return 1 }
         if loadsNext {
             var next = self

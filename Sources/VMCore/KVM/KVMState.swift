@@ -94,14 +94,10 @@ extension EventState {
     }
 }
 
-extension CPUState {
-    /// The part that comes with `KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS`.
-    mutating func take(_ r: kvm_regs, _ s: kvm_sregs) {
+extension CoreRegisters {
+    init(_ r: kvm_regs, _ s: kvm_sregs) {
+        self.init()
         general = GeneralRegisters(r)
-        take(s)
-    }
-
-    private mutating func take(_ s: kvm_sregs) {
         es = SegmentRegister(s.es)
         cs = SegmentRegister(s.cs)
         ss = SegmentRegister(s.ss)
@@ -195,7 +191,7 @@ extension KVMVirtualCPU {
     /// The complete state. The vCPU is between two instructions: no exit waits for its completion.
     func state(withAVX: Bool, area: UnsafeMutableRawPointer) throws(SystemCallError) -> CPUState {
         var state = CPUState()
-        state.take(try registers(), try specialRegisters())
+        state.core = CoreRegisters(try registers(), try specialRegisters())
         state.events = EventState(try events(), halted: try mpState() == 3)  // KVM_MP_STATE_HALTED
         let debug = try debugRegisters()
         state.debug.address = SIMD4(debug.db.0, debug.db.1, debug.db.2, debug.db.3)
@@ -217,7 +213,7 @@ extension KVMVirtualCPU {
         try set(state.general.kvm)
         var special = try specialRegisters()
         special.interrupt_bitmap = (0, 0, 0, 0)
-        state.fill(&special)
+        state.core.fill(&special)
         try set(special)
         if withAVX {
             var xcrs = kvm_xcrs()

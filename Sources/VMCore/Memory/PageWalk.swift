@@ -3,9 +3,9 @@
 /// Source: Intel SDM Vol. 3A, chapter 4.
 public struct PageWalk {
     let memory: GuestMemory
-    let state: CPUState
+    let state: CoreRegisters
 
-    public init(memory: GuestMemory, state: CPUState) {
+    public init(memory: GuestMemory, state: CoreRegisters) {
         self.memory = memory
         self.state = state
     }

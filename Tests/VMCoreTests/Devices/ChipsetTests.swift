@@ -1,7 +1,6 @@
 import Foundation
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct ChipsetTests {
     let now = Nanoseconds(0)

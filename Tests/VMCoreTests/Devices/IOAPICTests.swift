@@ -1,7 +1,6 @@
 import Foundation
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct IOAPICTests {
     private let now = Nanoseconds(0)
@@ -231,49 +230,6 @@ import Testing
         let data = try JSONEncoder().encode(entries)
         #expect(throws: DecodingError.self) {
             try JSONDecoder().decode(IOAPIC.RedirectionTable.self, from: data)
-        }
-    }
-
-    static func randomAccesses(_ io: inout IOAPIC, _ generator: inout SeededGenerator, count: Int) -> [UInt64] {
-        (0..<count).map { _ in
-            let offset = UInt32(
-                generator.chance(3, in: 4) ? generator.below(5) * 0x10 : generator.below(0x1000))
-            let size = Int(generator.below(10))
-            switch generator.below(6) {
-            case 0: return io.readMMIO(offset: offset, size: size, at: Nanoseconds(0))
-            case 1, 2:
-                io.writeMMIO(offset: offset, size: size, value: generator.value(), at: Nanoseconds(0))
-            case 3:
-                let select = 0x10 + generator.below(0x30)
-                io.writeMMIO(offset: 0, size: 4, value: select, at: Nanoseconds(0))
-                io.writeMMIO(offset: 0x10, size: 4, value: generator.value() & 0x1ffff, at: Nanoseconds(0))
-            case 4: io.setPin(Int(generator.below(26)) - 1, level: generator.chance(1, in: 2))
-            default:
-                for pin in 0..<32 where io.requests & (1 << UInt32(pin)) != 0 {
-                    io.finish(pin, accepted: generator.chance(3, in: 4))
-                }
-                io.endOfInterrupt(UInt8(generator.below(256)))
-            }
-            return UInt64(io.requests)
-        }
-    }
-
-    @Test func savedStateIsAllOfTheState() throws {
-        try saveRestoreEqual(IOAPIC()) { io, generator, _ in
-            Self.randomAccesses(&io, &generator, count: 500)
-        }
-    }
-
-    @Test func randomAccessesNeverTrap() {
-        var io = IOAPIC()
-        var generator = SeededGenerator(seed: 82093)
-        print("IOAPIC fuzz: seed 82093")
-        #expect(Self.randomAccesses(&io, &generator, count: 100_000).count == 100_000)
-    }
-
-    @Test func damagedStatesNeverTrap() throws {
-        try damagedStatesAreHarmless(IOAPIC()) { io, generator, _ in
-            Self.randomAccesses(&io, &generator, count: 100)
         }
     }
 }

@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct InterruptFabricTests {
     private let now = Nanoseconds(0)
@@ -303,103 +302,5 @@ import Testing
         var fabric = InterruptFabric()
         #expect(fabric.writeMSR(0x1b, value: Self.ioapic | 0x900, at: now) == true)
         #expect(fabric.readMMIO(address: GuestPhysicalAddress(Self.ioapic + 0x30), size: 4, at: now) == 0x0105_0014)
-    }
-
-    // MARK: Generic
-
-    static func randomAccesses(
-        _ fabric: inout InterruptFabric, _ generator: inout SeededGenerator, from: Nanoseconds, count: Int
-    ) -> [UInt64] {
-        let ports: [UInt16] = [0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x1f, 0xffff]
-        var now = from
-        return (0..<count).map { _ in
-            now = now + Nanoseconds(generator.below(3_000))
-            let size = generator.chance(3, in: 4) ? 4 : Int(generator.below(10))
-            let page = generator.chance(1, in: 2) ? Self.lapic : Self.ioapic
-            let offset = generator.chance(7, in: 8) ? generator.below(0x40) * 0x10 : generator.below(0x1100)
-            let address = GuestPhysicalAddress(generator.chance(63, in: 64) ? page + offset : generator.next())
-            let msr = generator.chance(15, in: 16) ? 0x800 + UInt32(generator.below(0x40)) : 0x1b
-            let port = ports[Int(generator.below(8))]
-            switch generator.below(16) {
-            case 0: return fabric.readMMIO(address: address, size: size, at: now)
-            case 1, 2, 3: fabric.writeMMIO(address: address, size: size, value: generator.value(), at: now)
-            case 4: return fabric.readMSR(msr, at: now) ?? 0xbad
-            case 5: return fabric.writeMSR(msr, value: generator.value(), at: now) ? 1 : 0
-            case 6:
-                guard generator.chance(1, in: 8) else { return 0 }
-                return fabric.writeMSR(0x1b, value: 0xfee0_0000 | generator.below(4) << 10, at: now) ? 1 : 0
-            case 7:
-                fabric.writeMMIO(address: GuestPhysicalAddress(Self.lapic + 0xf0), size: 4, value: 0x1ff, at: now)
-                fabric.writeMMIO(
-                    address: GuestPhysicalAddress(Self.ioapic), size: 4, value: 0x10 + generator.below(0x30), at: now)
-                fabric.writeMMIO(
-                    address: GuestPhysicalAddress(Self.ioapic + 0x10), size: 4,
-                    value: generator.next() & 0x8fff, at: now)
-            case 8: return UInt64(fabric.read(offset: port, size: Int(generator.below(6)), at: now))
-            case 9:
-                let value = UInt32(truncatingIfNeeded: generator.value())
-                fabric.write(offset: port, size: Int(generator.below(6)), value: value, at: now)
-            case 10: fabric.setLine(Int(generator.below(18)) - 1, level: generator.chance(1, in: 2), at: now)
-            case 11: fabric.setPin(Int(generator.below(26)) - 1, level: generator.chance(1, in: 2), at: now)
-            case 12:
-                fabric.setNMILine(level: generator.chance(1, in: 2), at: now)
-                return (fabric.takeNMI() ? 1 : 0) | (fabric.takeInit() ? 2 : 0)
-            case 13:
-                fabric.tpr = UInt8(generator.below(16)) << 4
-                return fabric.interruptPending(tpr: fabric.tpr) ? 1 : 0
-            case 14:
-                let pending: Bool
-                fabric.advance(to: now)
-                let tpr = UInt8(generator.below(16)) << 4
-                pending = fabric.interruptPending(tpr: tpr)
-                let vector = fabric.acknowledge(tpr: tpr, at: now)
-                #expect(pending == (vector != nil))
-                return UInt64(vector ?? 0)
-            default:
-                fabric.advance(to: now)
-                return fabric.nextDeadline(after: now)?.rawValue ?? 0
-            }
-            return fabric.interruptPending(tpr: 0) ? 1 : 0
-        }
-    }
-
-    @Test func savedStateIsAllOfTheState() throws {
-        try saveRestoreEqual(InterruptFabric()) { fabric, generator, from in
-            Self.randomAccesses(&fabric, &generator, from: from, count: 500)
-        }
-    }
-
-    @Test func randomAccessesNeverTrap() {
-        var fabric = InterruptFabric()
-        var generator = SeededGenerator(seed: 0xfab)
-        print("InterruptFabric fuzz: seed 0xfab")
-        let answers = Self.randomAccesses(&fabric, &generator, from: now, count: 100_000)
-        #expect(answers.count == 100_000)
-    }
-
-    @Test func damagedStatesNeverTrap() throws {
-        try damagedStatesAreHarmless(InterruptFabric(), rounds: 300) { fabric, generator, from in
-            // A damaged state need not keep what `randomAccesses` expects of a sound one.
-            var answers: [UInt64] = []
-            for line in 0..<16 {
-                fabric.pulse(line, at: from)
-                answers += Self.randomRegisterAccesses(&fabric, &generator, from: from)
-                answers.append(UInt64(fabric.acknowledge(tpr: 0, at: from) ?? 0))
-            }
-            return answers
-        }
-    }
-
-    private static func randomRegisterAccesses(
-        _ fabric: inout InterruptFabric, _ generator: inout SeededGenerator, from: Nanoseconds
-    ) -> [UInt64] {
-        (0..<16).map { _ in
-            let page = generator.chance(1, in: 2) ? lapic : ioapic
-            let address = GuestPhysicalAddress(page + generator.below(0x40) * 0x10)
-            fabric.writeMMIO(address: address, size: 4, value: generator.value(), at: from)
-            _ = fabric.writeMSR(0x800 + UInt32(generator.below(0x40)), value: generator.value(), at: from)
-            fabric.setPin(Int(generator.below(24)), level: generator.chance(1, in: 2), at: from)
-            return fabric.readMMIO(address: address, size: 4, at: from)
-        }
     }
 }

@@ -1,4 +1,4 @@
-@testable import VMCore
+import VMCore
 
 extension LocalAPIC {
     /// A local APIC that software has enabled, with spurious vector 0xff.
@@ -32,53 +32,5 @@ extension LocalAPIC {
     mutating func errors() -> UInt32 {
         set(Register.errorStatus, 0)
         return get(Register.errorStatus)
-    }
-
-    static func randomAccesses(
-        _ apic: inout LocalAPIC, _ generator: inout SeededGenerator, from: Nanoseconds, count: Int
-    ) -> [UInt64] {
-        var now = from
-        return (0..<count).map { _ in
-            now = now + Nanoseconds(generator.chance(1, in: 8) ? generator.below(1 << 34) : generator.below(2_000))
-            let offset = UInt32(
-                generator.chance(7, in: 8) ? generator.below(0x40) * 0x10 : generator.below(0x1100))
-            let msr = UInt32(
-                generator.chance(15, in: 16) ? 0x800 + generator.below(0x40) : generator.below(0xa00))
-            switch generator.below(16) {
-            case 0, 1: return apic.readMMIO(offset: offset, size: Int(generator.below(10)), at: now)
-            case 2, 3, 4, 5:
-                let size = generator.chance(7, in: 8) ? 4 : Int(generator.below(10))
-                apic.writeMMIO(offset: offset, size: size, value: generator.value(), at: now)
-                return 0
-            case 6: return apic.readMSR(msr, at: now) ?? 0xbad
-            case 7: return apic.writeMSR(msr, generator.value(), at: now) ? 1 : 0
-            case 8:
-                guard generator.chance(1, in: 8) else { return 0 }
-                let base = 0xfee0_0000 | generator.below(4) << 10
-                return apic.writeMSR(0x1b, base, at: now) ? 1 : 0
-            case 9:
-                apic.set(Register.spuriousVector, 0x1ff, at: now.rawValue)
-                return 0
-            case 10:
-                apic.setLINT0(generator.chance(1, in: 2))
-                return 0
-            case 11:
-                apic.setLINT1(generator.chance(1, in: 2))
-                return apic.isNMIPending ? 1 : 0
-            case 12:
-                let message = InterruptMessage(
-                    destination: UInt8(generator.below(256)) & (generator.chance(1, in: 2) ? 0 : 0xff),
-                    isLogical: generator.chance(1, in: 4), mode: DeliveryMode(bits10to8: generator.next()),
-                    vector: UInt8(generator.below(256)), isLevelTriggered: generator.chance(1, in: 2))
-                return apic.receive(message) ? 1 : 0
-            case 13: return UInt64(apic.acknowledge(tpr: UInt8(generator.below(16)) << 4))
-            case 14:
-                apic.set(Register.endOfInterrupt, 0, at: now.rawValue)
-                return UInt64(apic.takeEndedLevelVector() ?? 0)
-            default:
-                apic.advance(to: now)
-                return apic.nextDeadline(after: now)?.rawValue ?? 0
-            }
-        }
     }
 }

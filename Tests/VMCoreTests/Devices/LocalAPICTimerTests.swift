@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct LocalAPICTimerTests {
     typealias Register = LocalAPIC.Register

@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct PIT8254Tests {
     /// A timer with a clock that is set in CLK pulses.
@@ -324,7 +323,7 @@ import Testing
     }
 
     @Test func theDeadlineIsTheNextRisingEdge() {
-        var random = SeededRandom(seed: 7)
+        var random = SeededGenerator(seed: 7)
         for _ in 0..<300 {
             var b = Bench()
             b.program(0, mode: UInt8(random.next() % 6), count: UInt16(1 + random.next() % 40))
@@ -345,7 +344,7 @@ import Testing
 
     /// The same counter moved pulse by pulse and in leaps: the leap's arithmetic has to agree with the small steps.
     @Test func aLeapEqualsManySteps() {
-        var random = SeededRandom(seed: 99)
+        var random = SeededGenerator(seed: 99)
         for round in 0..<400 {
             var leaper = PITCounter(mode: .rateGenerator, count: 5, gate: true)
             var stepper = leaper

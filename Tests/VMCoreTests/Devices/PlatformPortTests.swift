@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct I8042Tests {
     var keyboard = I8042()

@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct RTC146818Tests {
     struct Bench {
@@ -13,6 +12,8 @@ import Testing
             rtc = RTC146818(
                 startSeconds: time.secondsSince1970, memoryBytes: 5 << 30, lowMemoryLimit: 0xc000_0000, cpuCount: 4)
         }
+
+        init(rtc: RTC146818) { self.rtc = rtc }
 
         subscript(index: UInt8) -> UInt8 {
             mutating get {
@@ -48,7 +49,7 @@ import Testing
             #expect([time.year, time.month, time.day, time.weekday] == [year, month, day, weekday])
             #expect(time.secondsSince1970 == seconds)
         }
-        var random = SeededRandom(seed: 3)
+        var random = SeededGenerator(seed: 3)
         for _ in 0..<2_000 {
             let seconds = Int64.random(in: CalendarTime.range, using: &random)
             let time = CalendarTime(secondsSince1970: seconds)
@@ -248,7 +249,7 @@ import Testing
     }
 
     @Test func theAlarmAgreesWithLookingAtEverySecond() {
-        var random = SeededRandom(seed: 5)
+        var random = SeededGenerator(seed: 5)
         for _ in 0..<60 {
             var r = Bench(2024, 1, 1, Int64(random.next() % 24), Int64(random.next() % 60), Int64(random.next() % 60))
             r[Self.b] = Self.set | Self.binary | Self.hours24
@@ -312,13 +313,17 @@ import Testing
         #expect(r[0x0f] == 0x0a)
         #expect(r[0x7f] == 0x77)
 
-        var small = CMOSMemory(memoryBytes: 8 << 20, lowMemoryLimit: 3 << 30, cpuCount: 1)
+        func memory(_ bytes: UInt64, below limit: UInt64, cpuCount: Int) -> Bench {
+            Bench(rtc: RTC146818(startSeconds: 0, memoryBytes: bytes, lowMemoryLimit: limit, cpuCount: cpuCount))
+        }
+        var small = memory(8 << 20, below: 3 << 30, cpuCount: 1)
         #expect(Int(small[0x17]) | Int(small[0x18]) << 8 == 7 * 1_024)
-        #expect(small[0x34] == 0 && small[0x35] == 0)
-        small = CMOSMemory(memoryBytes: 0, lowMemoryLimit: 0, cpuCount: -5)
-        #expect(small[0x15] == 0)
-        small = CMOSMemory(memoryBytes: .max, lowMemoryLimit: .max, cpuCount: .max)
-        #expect(small[0x5f] == 0xff)
+        #expect(small[0x34] == 0)
+        #expect(small[0x35] == 0)
+        var none = memory(0, below: 0, cpuCount: -5)
+        #expect(none[0x15] == 0)
+        var huge = memory(.max, below: .max, cpuCount: .max)
+        #expect(huge[0x5f] == 0xff)
     }
 
     @Test func bit7OfTheIndexMasksNMI() {

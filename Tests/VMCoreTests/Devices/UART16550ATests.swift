@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct UART16550ATests {
     struct Bench {

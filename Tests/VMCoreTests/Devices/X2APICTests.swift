@@ -1,6 +1,5 @@
 import Testing
-
-@testable import VMCore
+import VMCore
 
 @Suite struct X2APICTests {
     private let now = Nanoseconds(0)
