@@ -21,7 +21,8 @@ public final class KVMEngine: Engine {
     /// Whether the shared area holds the registers as they are. It does after a KVM_RUN that was asked for them: at
     /// breakpoints and steps, where they are always read. An ioctl more costs up to 10 µs on nested KVMs.
     private var isSynced = false
-    private var pendingTimestamp: (value: UInt64, withAux: Bool)?
+    /// Whether an interrupt or NMI was queued since the guest last ran. It is delivered before the next instruction.
+    private var hasQueuedEvent = false
     private var debugMode = GuestDebug.off
     private var tracksWrites = false
     private var slots: [(region: MemoryLayoutMap.Region, bitmap: UnsafeMutableBufferPointer<UInt64>)] = []
@@ -115,6 +116,7 @@ public final class KVMEngine: Engine {
             if let arrival = try passBreakpoint(address) { return arrival }
         }
         isPending = false
+        hasQueuedEvent = false
         while true {
             if let arrival = try runOnce() { return arrival }
         }
@@ -271,7 +273,9 @@ public final class KVMEngine: Engine {
     /// Gets the guest off the instruction it stands at when that is the one to stop before, then sets the breakpoint.
     private func passBreakpoint(_ address: UInt64) throws(HostError) -> Arrival? {
         if let arrival = try settle() { return arrival }
-        if try registers().linearRIP == address {
+        // A queued event leads away from the instruction by itself, and delivery mustn't meet a step: the trap flag
+        // would be in the flags that it pushes.
+        if try registers().linearRIP == address, !hasQueuedEvent {
             if capabilities.resumeFlag {
                 do throws(SystemCallError) {
                     var registers = try vcpu.registers()
@@ -308,10 +312,12 @@ public final class KVMEngine: Engine {
     public func queueInterrupt(_ vector: UInt8) throws(HostError) {
         do throws(SystemCallError) { try vcpu.queueInterrupt(vector) } catch { throw .call(error) }
         run.pointee.ready_for_interrupt_injection = 0
+        hasQueuedEvent = true
     }
 
     public func queueNMI() throws(HostError) {
         do throws(SystemCallError) { try vcpu.queueNMI() } catch { throw .call(error) }
+        hasQueuedEvent = true
     }
 
     // MARK: State
@@ -327,6 +333,7 @@ public final class KVMEngine: Engine {
     public func setState(_ state: CPUState) throws(HostError) {
         // An unfinished instruction would be finished on top of the new state.
         while try settle() != nil {}
+        hasQueuedEvent = state.events.interruptInjected || state.events.nmiInjected || state.events.nmiPending > 0
         do throws(SystemCallError) {
             isSynced = false
             try vcpu.restore(state, withAVX: hasXSave, area: xsaveArea)
