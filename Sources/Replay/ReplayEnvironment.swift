@@ -128,6 +128,9 @@ public final class ReplayEnvironment: Environment {
             }
             return try enter(.interrupt(vector(of: event)))
         case .nmiAtExit:
+            guard try machine.engine.isReadyForNMI() else {
+                throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
+            }
             return try enter(.nmi)
         case .interruptAtWindow:
             if machine.engine.isInterruptible { return try enter(.interrupt(vector(of: event))) }
@@ -143,7 +146,7 @@ public final class ReplayEnvironment: Environment {
             }
             guard point == .landed else { return .land(anchor) }
             if kind == .endAtAnchor { return .stop(.endOfTrace) }
-            guard kind == .nmiAtAnchor || machine.engine.isInterruptible else {
+            guard try kind == .nmiAtAnchor ? machine.engine.isReadyForNMI() : machine.engine.isInterruptible else {
                 throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
             }
             return try enter(kind == .nmiAtAnchor ? .nmi : .interrupt(vector(of: event)))

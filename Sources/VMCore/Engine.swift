@@ -74,6 +74,9 @@ public protocol Engine: AnyObject {
     /// Whether the guest, settled, can take an external interrupt before its next instruction.
     var isInterruptible: Bool { get }
 
+    /// Whether the guest, settled, would take an NMI before its next instruction: none is in service or waits.
+    func isReadyForNMI() throws(HostError) -> Bool
+
     /// Makes an external interrupt enter before the next instruction. The guest is settled and interruptible.
     func queueInterrupt(_ vector: UInt8) throws(HostError)
     func queueNMI() throws(HostError)

@@ -21,8 +21,8 @@ public final class KVMEngine: Engine {
     /// Whether the shared area holds the registers as they are. It does after a KVM_RUN that was asked for them: at
     /// breakpoints and steps, where they are always read. An ioctl more costs up to 10 µs on nested KVMs.
     private var isSynced = false
-    /// Whether an interrupt or NMI was queued since the guest last ran. It is delivered before the next instruction.
-    private var hasQueuedEvent = false
+    /// Whether an interrupt or NMI that was queued may still wait for its delivery.
+    private var mayHaveQueuedEvent = false
     private var debugMode = GuestDebug.off
     private var tracksWrites = false
     private var slots: [(region: MemoryLayoutMap.Region, bitmap: UnsafeMutableBufferPointer<UInt64>)] = []
@@ -116,7 +116,6 @@ public final class KVMEngine: Engine {
             if let arrival = try passBreakpoint(address) { return arrival }
         }
         isPending = false
-        hasQueuedEvent = false
         while true {
             if let arrival = try runOnce() { return arrival }
         }
@@ -275,7 +274,7 @@ public final class KVMEngine: Engine {
         if let arrival = try settle() { return arrival }
         // A queued event leads away from the instruction by itself, and delivery mustn't meet a step: the trap flag
         // would be in the flags that it pushes.
-        if try registers().linearRIP == address, !hasQueuedEvent {
+        if try registers().linearRIP == address, try !hasDeliverableEvent() {
             if capabilities.resumeFlag {
                 do throws(SystemCallError) {
                     var registers = try vcpu.registers()
@@ -300,9 +299,31 @@ public final class KVMEngine: Engine {
         return nil
     }
 
+    /// Whether something is delivered before the guest's next instruction.
+    private func hasDeliverableEvent() throws(HostError) -> Bool {
+        guard mayHaveQueuedEvent else { return false }
+        do throws(SystemCallError) {
+            let events = try vcpu.events()
+            mayHaveQueuedEvent = events.interrupt.injected != 0 || events.nmi.injected != 0 || events.nmi.pending != 0
+                || events.exception.injected != 0 || events.exception.pending != 0
+            let nmi = events.nmi.pending != 0 && events.nmi.masked == 0 && events.interrupt.shadow == 0
+            return nmi || events.nmi.injected != 0 || events.interrupt.injected != 0 || events.exception.injected != 0
+                || events.exception.pending != 0
+        } catch { throw .call(error) }
+    }
+
     // MARK: Interrupts
 
     public var isInterruptible: Bool { run.pointee.ready_for_interrupt_injection != 0 }
+
+    public func isReadyForNMI() throws(HostError) -> Bool {
+        do throws(SystemCallError) {
+            let events = try vcpu.events()
+            return events.nmi.masked == 0 && events.nmi.pending == 0 && events.nmi.injected == 0
+                && events.interrupt.shadow == 0 && events.interrupt.injected == 0 && events.exception.injected == 0
+                && events.exception.pending == 0
+        } catch { throw .call(error) }
+    }
 
     public var taskPriority: UInt8 {
         get { UInt8(truncatingIfNeeded: run.pointee.cr8) }
@@ -312,12 +333,12 @@ public final class KVMEngine: Engine {
     public func queueInterrupt(_ vector: UInt8) throws(HostError) {
         do throws(SystemCallError) { try vcpu.queueInterrupt(vector) } catch { throw .call(error) }
         run.pointee.ready_for_interrupt_injection = 0
-        hasQueuedEvent = true
+        mayHaveQueuedEvent = true
     }
 
     public func queueNMI() throws(HostError) {
         do throws(SystemCallError) { try vcpu.queueNMI() } catch { throw .call(error) }
-        hasQueuedEvent = true
+        mayHaveQueuedEvent = true
     }
 
     // MARK: State
@@ -333,7 +354,7 @@ public final class KVMEngine: Engine {
     public func setState(_ state: CPUState) throws(HostError) {
         // An unfinished instruction would be finished on top of the new state.
         while try settle() != nil {}
-        hasQueuedEvent = state.events.interruptInjected || state.events.nmiInjected || state.events.nmiPending > 0
+        mayHaveQueuedEvent = true
         do throws(SystemCallError) {
             isSynced = false
             try vcpu.restore(state, withAVX: hasXSave, area: xsaveArea)

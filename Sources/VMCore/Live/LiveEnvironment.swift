@@ -268,7 +268,9 @@ public final class LiveEnvironment: Environment {
     private func place(at point: EntryPoint, of machine: Machine, now: Nanoseconds) throws -> Entry? {
         let since = waitingSince ?? now
         if waitingSince == nil { waitingSince = now }
-        let ready = nmiWaits || engine.isInterruptible
+        // An NMI that is queued while another is in service enters after the next IRET, which some KVMs notice late.
+        let ready = nmiWaits
+            ? try options.placement == .immediate || engine.isReadyForNMI() : engine.isInterruptible
 
         if point == .exit || point == .window && !nmiWaits || options.placement == .immediate {
             if ready { return enter(since: since, now: now) }
