@@ -12,6 +12,7 @@ public final class RecordingEnvironment: Environment {
     private var checkIsDue = false
     private var lastTime = Nanoseconds(0)
     private var lastAnchor = Nanoseconds(0)
+    private var lastAnchorThreadTime = Nanoseconds(0)
     /// An ending that waits for a point that replay can find.
     private var endRequestedAt: Nanoseconds?
 
@@ -90,9 +91,12 @@ public final class RecordingEnvironment: Environment {
     }
 
     private func anchor(of machine: Machine) throws -> Anchor {
-        let now = live.now
-        let anchor = try machine.anchor(elapsed: now - max(live.lastExit, lastAnchor))
-        lastAnchor = now
+        let wall = live.now - max(live.lastExit, lastAnchor)
+        // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
+        let elapsed = min(wall, threadTime() - lastAnchorThreadTime)
+        let anchor = try machine.anchor(elapsed: elapsed)
+        lastAnchor = live.now
+        lastAnchorThreadTime = threadTime()
         return anchor
     }
 

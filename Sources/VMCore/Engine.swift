@@ -45,10 +45,25 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     public var breakpointUser = false
     public var stepKernel = false
     public var stepUser = false
+    /// A step over the return to CPL 3 stops there.
+    public var stepToUser = false
     /// The resume flag carries the guest past a breakpoint that it stands at.
     public var resumeFlag = false
 
     public init() {}
+
+    /// A capability that a trace doesn't mention was not known when it was made.
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        func flag(_ key: CodingKeys) throws -> Bool { try values.decodeIfPresent(Bool.self, forKey: key) ?? false }
+        exactWindow = try flag(.exactWindow)
+        breakpointKernel = try flag(.breakpointKernel)
+        breakpointUser = try flag(.breakpointUser)
+        stepKernel = try flag(.stepKernel)
+        stepUser = try flag(.stepUser)
+        stepToUser = try flag(.stepToUser)
+        resumeFlag = try flag(.resumeFlag)
+    }
 
     /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
     public func canAnchor(cpl: UInt8) -> Bool { cpl == 3 ? breakpointUser : breakpointKernel }

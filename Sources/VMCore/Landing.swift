@@ -5,10 +5,13 @@ public struct LandingStatistics: Sendable {
     public var arrivals = 0
     /// Times a landing started over because the guest had run too far.
     public var overshoots = 0
-    /// How long before the expected moment the search begins: shorter after each success, twice as long after each
-    /// overshoot, so that about one landing in six overshoots. An overshoot costs one more free run; an arrival costs
-    /// as much as some 60 instructions of the free run.
-    var lead = Nanoseconds.microseconds(250)
+    /// How long before the expected moment the search begins: a little shorter after each success, a quarter longer
+    /// after each overshoot, so that about one landing in seven overshoots. An overshoot costs one more free run; an
+    /// arrival costs as much as some 60 instructions of one.
+    private(set) var lead = Nanoseconds.microseconds(100)
+
+    mutating func landedAtOnce() { lead = Nanoseconds(max(10_000, lead.rawValue / 25 * 24)) }
+    mutating func overshot() { lead = Nanoseconds(min(5_000_000, lead.rawValue / 4 * 5)) }
 
     public init() {}
 }
@@ -35,6 +38,9 @@ struct Landing {
 
     /// A free run shorter than this isn't worth the mark that it needs.
     private static let shortestFreeRun = Nanoseconds.microseconds(200)
+    /// Searching is at most this many times slower than running: an arrival costs some 60 instructions, and loops are
+    /// seldom shorter than two.
+    private static let searchFactor: UInt64 = 30
     /// The search gives up when it has taken this many times as long as the recording took, and `patience` besides.
     private static let slowestSearch: UInt64 = 400
     private static let patience = Nanoseconds.seconds(20)
@@ -42,39 +48,55 @@ struct Landing {
     func run(_ statistics: inout LandingStatistics) throws -> Outcome {
         statistics.landings += 1
         if try isHere(engine.registers()) { return .landed }
-
-        if engine.capabilities.canAnchor(cpl: 0) || engine.capabilities.canAnchor(cpl: 3) {
-            let start = try engine.state()
-            var marked = false
-            while anchor.elapsed > statistics.lead + Self.shortestFreeRun {
-                let watch = try machine.watch.get()
-                if !marked { try watch.mark() }
-                marked = true
-                let outcome = try runFreely(for: anchor.elapsed - statistics.lead)
-                if case .interrupted? = outcome { return .interrupted }
-                if outcome == nil, case .landed = try search(&statistics, giveUp: anchor.elapsed + .milliseconds(20)) {
-                    statistics.lead = Nanoseconds(max(10_000, statistics.lead.rawValue / 8 * 7))
-                    return .landed
-                }
-                statistics.overshoots += 1
-                statistics.lead = Nanoseconds(statistics.lead.rawValue * 2)
-                try watch.rewind()
-                try engine.setState(start)
-            }
+        if anchor.elapsed > statistics.lead + Self.shortestFreeRun, engine.capabilities.canAnchor(cpl: 0) {
+            if let outcome = try runAndSearch(&statistics) { return outcome }
         }
         return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
     }
 
+    /// Runs freely, then searches; over again from an earlier moment after each overshoot. Nil when no free run is left.
+    private func runAndSearch(_ statistics: inout LandingStatistics) throws -> Outcome? {
+        let start = try engine.state()
+        let watch = try machine.watch.get()
+        try watch.mark()
+        var lead = statistics.lead
+        while anchor.elapsed > lead + Self.shortestFreeRun {
+            let outcome = try runFreely(for: anchor.elapsed - lead)
+            if case .interrupted? = outcome { return .interrupted }
+            if outcome == nil {
+                let budget = Nanoseconds((lead.rawValue + 60_000) * Self.searchFactor) + .milliseconds(1)
+                switch try search(&statistics, giveUp: budget) {
+                case .landed:
+                    if lead == statistics.lead { statistics.landedAtOnce() }
+                    return .landed
+                case .interrupted: return .interrupted
+                case .missed: break
+                }
+            }
+            if lead == statistics.lead { statistics.overshot() }
+            statistics.overshoots += 1
+            lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
+            try watch.rewind()
+            try engine.setState(start)
+        }
+        return nil
+    }
+
     /// Nil when the time is over and the guest is still between the same two exits.
+    ///
+    /// The processor time of this thread counts: a host that is busy elsewhere stops the clock on the wall for no guest.
     private func runFreely(for span: Nanoseconds) throws -> Outcome? {
-        let until = hostTime() + span
-        engine.armKick(at: until)
+        let end = threadTime() + span
+        engine.armKick(at: hostTime() + span)
         defer { engine.armKick(at: nil) }
         while true {
             switch try engine.enter(until: .none) {
             case .exit(let exit): return .missed(exit.identity)
-            case .kicked where hostTime() >= until: return nil
-            case .kicked where machine.environment.wantsStop: return .interrupted
+            case .kicked:
+                if machine.environment.wantsStop { return .interrupted }
+                let rest = end - threadTime()
+                if rest < .microseconds(10) { return nil }
+                engine.armKick(at: hostTime() + rest)
             default: continue
             }
         }

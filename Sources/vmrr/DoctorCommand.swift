@@ -50,7 +50,7 @@ struct DoctorCommand: ParsableCommand {
                 "breakpoint_kernel": .bool(capabilities.breakpointKernel),
                 "breakpoint_user": .bool(capabilities.breakpointUser),
                 "step_kernel": .bool(capabilities.stepKernel), "step_user": .bool(capabilities.stepUser),
-                "resume_flag": .bool(capabilities.resumeFlag),
+                "step_to_user": .bool(capabilities.stepToUser), "resume_flag": .bool(capabilities.resumeFlag),
             ],
             "tests": .array(results.map {
                 ["name": .string($0.name), "outcome": .string($0.outcome.rawValue), "detail": .string($0.detail)]

@@ -156,6 +156,11 @@ static inline uint64_t ckvm_monotonic_ns(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
+static inline uint64_t ckvm_thread_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
 static inline int ckvm_memfd(const char *name) { return (int)syscall(SYS_memfd_create, name, 1u /* MFD_CLOEXEC */); }
 static inline uint64_t ckvm_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 static inline void ckvm_ignore_signal(int signal) {

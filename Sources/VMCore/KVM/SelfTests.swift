@@ -43,6 +43,7 @@ public struct SelfTests {
         found.breakpointUser = try breakpointHits(user: true)
         found.stepKernel = try stepWorks(user: false)
         found.stepUser = try stepWorks(user: true)
+        if found.stepKernel { found.stepToUser = try stepReachesUser() }
         if found.breakpointKernel { found.resumeFlag = try resumeFlagPasses() }
         return found
     }
@@ -173,6 +174,21 @@ public struct SelfTests {
         return see(engine, .step) == .debug(rip: Self.code + 1) && see(engine, .step) == .debug(rip: Self.code + 2)
     }
 
+    /// Whether a step over the IRETQ that leads to CPL 3 stops there and leaves no trap flag behind.
+    private func stepReachesUser() throws(HostError) -> Bool {
+        let engine = try machine([0x48, 0xCF], .long(user: false), handler: report(2))  // IRETQ
+        let user = Self.code + 0x100
+        engine.memory.write([0x90, 0x90, 0x9C, 0x58, 0xF6, 0xC4, 0x01, 0x75, 0x04] + report(1) + report(3),
+                            at: .init(user))  // NOP; NOP; PUSHF; POP RAX; TEST AH, 1; JNZ: report 3; report 1
+        var state = try engine.state()
+        state.general.rsp = 0x8000
+        try engine.setState(state)
+        let frame: [UInt64] = [user, 0x1B, 0x3202, 0x9000, 0x23]
+        engine.memory.write(frame.flatMap(\.bytes), at: .init(0x8000))
+        guard see(engine, .step) == .debug(rip: user) else { return false }
+        return see(engine, .none) == .exit(.portWrite, value: 1)
+    }
+
     private func resumeFlagPasses() throws(HostError) -> Bool {
         let engine = try machine([0x90, 0x90, 0x90] + report(1), .protected, handler: report(2))
         guard see(engine, .breakpoint(Self.code + 1)) == .debug(rip: Self.code + 1) else { return false }
@@ -261,6 +277,8 @@ public struct SelfTests {
         add("single-step, CPL 0", found.stepKernel, "one instruction at a time", "doesn't stop")
         add("single-step, CPL 3", found.stepUser, "one instruction at a time",
             "reaches the guest or is lost: no stepping through user code")
+        add("single-step to CPL 3", found.stepToUser, "stops at the first instruction of user code",
+            "is lost: interrupts that come while the kernel has them off wait for an exit with them on")
         add("resume flag", found.resumeFlag, "carries the guest past a breakpoint",
             "isn't honoured: breakpoints are passed by a step")
         add("MSR filter", try msrFilterWorks(), "RDMSR of the timestamp counter comes to the monitor",
