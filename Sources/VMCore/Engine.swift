@@ -102,6 +102,9 @@ public protocol Engine: AnyObject {
     /// The complete state of a settled guest.
     func state() throws(HostError) -> CPUState
     func setState(_ state: CPUState) throws(HostError)
+    /// Whether the guest is likely to be looked at when it comes back next, so that the engine had better bring its
+    /// registers along. A hint about speed alone.
+    var wantsRegisters: Bool { get set }
     /// The general, segment and control registers only: a cheap part of `state`.
     func registers() throws(HostError) -> CoreRegisters
 

@@ -112,6 +112,8 @@ static inline uint32_t ckvm_system_event_type(const struct kvm_run *r) { return 
 static inline struct kvm_regs *ckvm_sync_regs(struct kvm_run *r) { return &r->s.regs.regs; }
 static inline struct kvm_sregs *ckvm_sync_sregs(struct kvm_run *r) { return &r->s.regs.sregs; }
 
+static inline struct kvm_vcpu_events *ckvm_sync_events(struct kvm_run *r) { return &r->s.regs.events; }
+
 /* immediate_exit is written by another thread or a signal handler. */
 static inline void ckvm_set_immediate_exit(struct kvm_run *r, uint8_t on) {
     __atomic_store_n(&r->immediate_exit, on, __ATOMIC_SEQ_CST);

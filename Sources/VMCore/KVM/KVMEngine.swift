@@ -21,6 +21,7 @@ public final class KVMEngine: Engine {
     /// Whether the shared area holds the registers as they are. It does after a KVM_RUN that was asked for them: at
     /// breakpoints and steps, where they are always read. An ioctl more costs up to 10 µs on nested KVMs.
     private var isSynced = false
+    public var wantsRegisters = false
     /// Whether an interrupt or NMI that was queued may still wait for its delivery.
     private var mayHaveQueuedEvent = false
     private var debugMode = GuestDebug.off
@@ -29,8 +30,8 @@ public final class KVMEngine: Engine {
     private var timer: timer_t?
     private var armed: Nanoseconds?
 
-    /// KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
-    private static let syncedSets: UInt64 = 3
+    /// KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
+    private static let syncedSets: UInt64 = 7
 
     /// The signal that ends KVM_RUN. Real-time signals are delivered with the pointer that the handler needs.
     static let kickSignal = ckvm_sigrtmin() + 2
@@ -100,11 +101,11 @@ public final class KVMEngine: Engine {
         switch stop {
         case .none:
             try setDebug(.off)
-            run.pointee.kvm_valid_regs = 0
+            run.pointee.kvm_valid_regs = wantsRegisters ? Self.syncedSets : 0
             run.pointee.request_interrupt_window = 0
         case .window:
             try setDebug(.off)
-            run.pointee.kvm_valid_regs = 0
+            run.pointee.kvm_valid_regs = wantsRegisters ? Self.syncedSets : 0
             run.pointee.request_interrupt_window = 1
         case .step:
             run.pointee.kvm_valid_regs = Self.syncedSets
@@ -303,7 +304,7 @@ public final class KVMEngine: Engine {
     private func hasDeliverableEvent() throws(HostError) -> Bool {
         guard mayHaveQueuedEvent else { return false }
         do throws(SystemCallError) {
-            let events = try vcpu.events()
+            let events = isSynced ? ckvm_sync_events(run).pointee : try vcpu.events()
             mayHaveQueuedEvent = events.interrupt.injected != 0 || events.nmi.injected != 0 || events.nmi.pending != 0
                 || events.exception.injected != 0 || events.exception.pending != 0
             let nmi = events.nmi.pending != 0 && events.nmi.masked == 0 && events.interrupt.shadow == 0
@@ -318,7 +319,7 @@ public final class KVMEngine: Engine {
 
     public func isReadyForNMI() throws(HostError) -> Bool {
         do throws(SystemCallError) {
-            let events = try vcpu.events()
+            let events = isSynced ? ckvm_sync_events(run).pointee : try vcpu.events()
             return events.nmi.masked == 0 && events.nmi.pending == 0 && events.nmi.injected == 0
                 && events.interrupt.shadow == 0 && events.interrupt.injected == 0 && events.exception.injected == 0
                 && events.exception.pending == 0
@@ -334,18 +335,28 @@ public final class KVMEngine: Engine {
         do throws(SystemCallError) { try vcpu.queueInterrupt(vector) } catch { throw .call(error) }
         run.pointee.ready_for_interrupt_injection = 0
         mayHaveQueuedEvent = true
+        isSynced = false
     }
 
     public func queueNMI() throws(HostError) {
         do throws(SystemCallError) { try vcpu.queueNMI() } catch { throw .call(error) }
         mayHaveQueuedEvent = true
+        isSynced = false
     }
 
     // MARK: State
 
     public func state() throws(HostError) -> CPUState {
         do throws(SystemCallError) {
-            var state = try vcpu.state(withAVX: hasXSave, area: xsaveArea)
+            var state = CPUState()
+            if isSynced {
+                state.core = CoreRegisters(ckvm_sync_regs(run).pointee, ckvm_sync_sregs(run).pointee)
+                state.events = EventState(ckvm_sync_events(run).pointee)
+            } else {
+                state.core = CoreRegisters(try vcpu.registers(), try vcpu.specialRegisters())
+                state.events = EventState(try vcpu.events())
+            }
+            try vcpu.readRest(of: &state, withAVX: hasXSave, area: xsaveArea)
             state.control.cr8 = UInt64(taskPriority)
             return state
         } catch { throw .call(error) }

@@ -53,7 +53,7 @@ extension GeneralRegisters {
 }
 
 extension EventState {
-    init(_ e: kvm_vcpu_events, halted: Bool) {
+    init(_ e: kvm_vcpu_events) {
         self.init()
         exceptionInjected = e.exception.injected != 0
         exceptionPending = e.exception.pending != 0
@@ -73,7 +73,6 @@ extension EventState {
         nmiInjected = e.nmi.injected != 0
         nmiPending = e.nmi.pending
         nmiMasked = e.nmi.masked != 0
-        self.halted = halted
     }
 
     var kvm: kvm_vcpu_events {
@@ -188,11 +187,9 @@ extension FloatingPointState {
 }
 
 extension KVMVirtualCPU {
-    /// The complete state. The vCPU is between two instructions: no exit waits for its completion.
-    func state(withAVX: Bool, area: UnsafeMutableRawPointer) throws(SystemCallError) -> CPUState {
-        var state = CPUState()
-        state.core = CoreRegisters(try registers(), try specialRegisters())
-        state.events = EventState(try events(), halted: try mpState() == 3)  // KVM_MP_STATE_HALTED
+    /// What `CoreRegisters` and `EventState` don't hold. The vCPU is between two instructions: no exit waits for its
+    /// completion. Without the kernel's interrupt controller a vCPU that has executed HLT is runnable.
+    func readRest(of state: inout CPUState, withAVX: Bool, area: UnsafeMutableRawPointer) throws(SystemCallError) {
         let debug = try debugRegisters()
         state.debug.address = SIMD4(debug.db.0, debug.db.1, debug.db.2, debug.db.3)
         state.debug.dr6 = debug.dr6
@@ -205,7 +202,6 @@ extension KVMVirtualCPU {
             state.floatingPoint.ymmHigh = [UInt8](repeating: 0, count: 256)
         }
         state.msrs = try msrs(CPUState.msrIndices)
-        return state
     }
 
     func restore(_ state: CPUState, withAVX: Bool, area: UnsafeMutableRawPointer) throws(SystemCallError) {

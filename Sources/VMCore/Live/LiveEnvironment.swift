@@ -174,6 +174,8 @@ public final class LiveEnvironment: Environment {
     private func reschedule(at now: Nanoseconds) {
         nextDue = earliest(platform.nextDeadline(after: now), serial.nextInput)
         var moment = nextDue
+        // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
+        if options.placement == .replayable, let due = moment { moment = due + Self.grace }
         if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
         if !endIsDue { moment = earliest(moment, options.deadline) }
         if let asked = attention {
@@ -219,11 +221,13 @@ public final class LiveEnvironment: Environment {
         }
         while true {
             let now = now
+            let due = min(nextDue ?? now, now)
             serial.deliverInput(at: now) { platform.receiveSerial($0, at: now) }
             advance(to: now)
             if platform.interrupts.takeNMI() { nmiWaits = true }
             let interrupts = platform.interrupts.interruptPending(tpr: engine.taskPriority << 4)
             if nmiWaits || interrupts {
+                if waitingSince == nil { waitingSince = due }
                 if let entry = try place(at: point, of: machine, now: now) { return entry }
             } else {
                 stopWaiting(now: now)
@@ -267,13 +271,15 @@ public final class LiveEnvironment: Environment {
     /// Lets the waiting NMI or interrupt in here, or arranges for a better place. Nil when a halted guest can't take it.
     private func place(at point: EntryPoint, of machine: Machine, now: Nanoseconds) throws -> Entry? {
         let since = waitingSince ?? now
-        if waitingSince == nil { waitingSince = now }
         // An NMI that is queued while another is in service enters after the next IRET, which some KVMs notice late.
         let ready = nmiWaits
             ? try options.placement == .immediate || engine.isReadyForNMI() : engine.isInterruptible
 
         if point == .exit || point == .window && !nmiWaits || options.placement == .immediate {
-            if ready { return enter(since: since, now: now) }
+            if ready {
+                engine.wantsRegisters = false
+                return enter(since: since, now: now)
+            }
             if isHalted { return nil }
             if options.placement == .immediate { return .proceedToWindow }
         }
@@ -286,7 +292,7 @@ public final class LiveEnvironment: Environment {
 
     private func placeBetweenExits(at point: EntryPoint, ready: Bool, since: Nanoseconds, now: Nanoseconds) throws
         -> Entry {
-        if graceEnds == nil { graceEnds = now + (random.map { _ in Nanoseconds(random!.next(below: 200_000)) } ?? Self.grace) }
+        if graceEnds == nil { graceEnds = since + Self.grace }
         guard point == .between, now >= graceEnds! else {
             reschedule(at: now)
             return .proceed
@@ -311,6 +317,7 @@ public final class LiveEnvironment: Environment {
         if let length = PageWalk(memory: engine.memory, state: registers).repeatedStringLength() {
             return .proceedTo(registers.linearRIP &+ UInt64(length))
         }
+        engine.wantsRegisters = true
         return enter(since: since, now: now)
     }
 
