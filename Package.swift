@@ -34,7 +34,8 @@ let package = Package(
                 "VMCore", "CZstd", "CLZ4", "CXXHash", "CTraceSQLite",
                 .product(name: "GRDB", package: "GRDB.swift"),
             ],
-            swiftSettings: swiftSettings
+            // The tests of the format build damaged files from its inner parts, also in release builds.
+            swiftSettings: swiftSettings + [.unsafeFlags(["-enable-testing"])]
         ),
         .target(name: "Recorder", dependencies: ["Trace", "VMCore"], swiftSettings: swiftSettings),
         .target(name: "Replay", dependencies: ["Trace", "VMCore"], swiftSettings: swiftSettings),
@@ -46,6 +47,18 @@ let package = Package(
             ],
             swiftSettings: swiftSettings
         ),
+        // Records forever: what the tests of killed recordings kill.
+        .executableTarget(
+            name: "TraceHelper", dependencies: ["Trace", "VMCore"], path: "Tests/TraceHelper", swiftSettings: swiftSettings
+        ),
         .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
+        .testTarget(
+            name: "TraceTests",
+            dependencies: [
+                "Trace", "VMCore", "TraceHelper", "CZstd", "CLZ4", "CXXHash",
+                .product(name: "GRDB", package: "GRDB.swift"),
+            ],
+            swiftSettings: swiftSettings
+        ),
     ]
 )
