@@ -52,6 +52,7 @@ let package = Package(
             name: "TraceHelper", dependencies: ["Trace", "VMCore"], path: "Tests/TraceHelper", swiftSettings: swiftSettings
         ),
         .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
+        .testTarget(name: "ReplayTests", dependencies: ["Replay", "VMCore"], swiftSettings: swiftSettings),
         .testTarget(
             name: "TraceTests",
             dependencies: [

@@ -351,6 +351,8 @@ public struct LatencyStatistics: Sendable {
     public private(set) var count: UInt64 = 0
     public private(set) var worst = Nanoseconds(0)
 
+    public init() {}
+
     public mutating func add(_ latency: Nanoseconds) {
         buckets[63 - max(1, latency.rawValue).leadingZeroBitCount] += 1
         count += 1

@@ -26,6 +26,11 @@ public struct SerialScript: Equatable, Sendable {
     public struct Line: Equatable, Sendable {
         public var trigger: Trigger
         public var text: [UInt8]
+
+        public init(trigger: Trigger, text: [UInt8]) {
+            self.trigger = trigger
+            self.text = text
+        }
     }
 
     public var lines: [Line]

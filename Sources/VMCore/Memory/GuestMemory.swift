@@ -12,6 +12,12 @@ public struct MemoryLayoutMap: Codable, Equatable, Sendable {
         /// Where the region lies in the memory file.
         public var fileOffset: UInt64
 
+        public init(address: GuestPhysicalAddress, bytes: UInt64, fileOffset: UInt64) {
+            self.address = address
+            self.bytes = bytes
+            self.fileOffset = fileOffset
+        }
+
         public var end: GuestPhysicalAddress { address + bytes }
     }
 

@@ -1,0 +1,132 @@
+import Foundation
+import Testing
+import VMCore
+
+/// Whether guests can run here; the reason is printed where they can't.
+enum KVM {
+    static let isUsable: Bool = {
+        do {
+            _ = try KVMSystem()
+            return true
+        } catch {
+            print("SKIPPED: tests that need KVM: \(error)")
+            return false
+        }
+    }()
+}
+
+@Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here")) struct KVMTests {
+    /// A machine of 2 MiB that runs `code` in real mode at 0x1000.
+    private func engine(_ code: [UInt8]) throws -> KVMEngine {
+        let system = try KVMSystem()
+        let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 2 << 20))
+        let boot = try FlatBoot.load(code, at: .init(0x1000), into: memory)
+        let model = try CPUModel(named: "auto", timestamps: .hide, supported: system.supportedFeatures())
+        let engine = try KVMEngine(system: system, memory: memory, model: model,
+                                   capabilities: SelfTests(system: system).capabilities())
+        try engine.setState(boot.state)
+        return engine
+    }
+
+    @Test func stateSurvivesTheEngine() throws {
+        let engine = try engine([0xEB, 0xFE])
+        var state = try engine.state()
+        state.general.rax = 0x1122_3344
+        state.general.r9 = .max
+        state.general.rflags = 0x2D7
+        state.ds = SegmentRegister(selector: 0x1234, base: 0x12340, limit: 0xFFFF, attributes: 0x93)
+        state.control.cr2 = 0xDEAD
+        state.control.cr8 = 5
+        state.debug.address = SIMD4(1, 2, 3, 4)
+        state.floatingPoint.mxcsr = 0x1FA0
+        state.floatingPoint.controlWord = 0x27F
+        state.floatingPoint.tags = 0x81
+        state.floatingPoint.st[79] = 0x3F
+        state.floatingPoint.xmm = (0..<256).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+        state.msrs[5] = 0xFFFF_8000_0000_1000
+        state.events.nmiMasked = true
+        state.events.interruptShadow = 2
+        try engine.setState(state)
+        #expect(try engine.state() == state)
+        #expect(try engine.registers() == state.core)
+    }
+
+    @Test func exitsCarryPortSizeAndValue() throws {
+        // MOV AX, 0x1234; OUT 0x80, AX; IN AL, 0x71; OUT 0x81, AL
+        let engine = try engine([0xB8, 0x34, 0x12, 0xE7, 0x80, 0xE4, 0x71, 0xE6, 0x81])
+        guard case .exit(let first) = try engine.enter(until: .none) else { return #expect(Bool(false)) }
+        #expect(first.identity == EventIdentity(kind: .portWrite, size: 2, address: 0x80))
+        #expect(first.value == 0x1234)
+        try engine.answer(first)
+        guard case .exit(var second) = try engine.enter(until: .none) else { return #expect(Bool(false)) }
+        #expect(second.identity == EventIdentity(kind: .portRead, size: 1, address: 0x71))
+        second.value = 0xA5
+        try engine.answer(second)
+        #expect(try engine.settle() == nil)
+        #expect(try engine.registers().general.rax & 0xFF == 0xA5)
+        #expect(try engine.registers().general.rip == 0x1007)
+        guard case .exit(let third) = try engine.enter(until: .none) else { return #expect(Bool(false)) }
+        #expect(third.value == 0xA5)
+    }
+
+    @Test func kickStopsARunningGuest() throws {
+        let engine = try engine([0xEB, 0xFE])
+        var latencies: [Nanoseconds] = []
+        for _ in 0..<21 {
+            let moment = hostTime() + .milliseconds(2)
+            engine.armKick(at: moment)
+            guard case .kicked = try engine.enter(until: .none) else { return #expect(Bool(false)) }
+            latencies.append(hostTime() - moment)
+        }
+        // The median, since a loaded host delays any thread.
+        #expect(latencies.sorted()[10] < .milliseconds(1))
+    }
+
+    @Test func kickFromAnotherThreadBeforeEntryIsNotLost() throws {
+        let engine = try engine([0xEB, 0xFE])
+        let kicker = engine.kicker
+        let done = DispatchSemaphore(value: 0)
+        Thread.detachNewThread {
+            kicker.kick()
+            done.signal()
+        }
+        done.wait()
+        guard case .kicked = try engine.enter(until: .none) else { return #expect(Bool(false)) }
+    }
+
+    @Test func writtenPagesAreReported() throws {
+        // MOV BYTE [0x5000], 1; JMP $
+        let engine = try engine([0xC6, 0x06, 0x00, 0x50, 0x01, 0xEB, 0xFE])
+        try engine.trackWrites()
+        try engine.takeWrittenPages { _ in }
+        engine.armKick(at: hostTime() + .milliseconds(5))
+        guard case .kicked = try engine.enter(until: .none) else { return #expect(Bool(false)) }
+        engine.memory.write([1], at: .init(0x9000))
+        var pages: Set<Int> = []
+        try engine.takeWrittenPages { pages.insert($0) }
+        #expect(pages.isSuperset(of: [5, 9]))
+        pages = []
+        try engine.takeWrittenPages { pages.insert($0) }
+        #expect(pages.isEmpty)
+    }
+
+    @Test func breakpointsAndStepsStopWhereTheSelfTestSays() throws {
+        let engine = try engine([0x40, 0x43, 0xEB, 0xFC])  // INC AX; INC BX; JMP back
+        guard engine.capabilities.breakpointKernel, engine.capabilities.stepKernel else { return }
+        for turn in 1...5 as ClosedRange<UInt64> {
+            guard case .debug = try engine.enter(until: .breakpoint(0x1001)) else { return #expect(Bool(false)) }
+            #expect(try engine.registers().general.rip == 0x1001)
+            #expect(try engine.registers().general.rax == turn)
+            #expect(try engine.registers().general.rbx == turn - 1)
+        }
+        guard case .debug = try engine.enter(until: .step) else { return #expect(Bool(false)) }
+        #expect(try engine.registers().general.rip == 0x1002)
+    }
+
+    @Test func refusedStatesAreErrorsNotCrashes() throws {
+        let engine = try engine([0xEB, 0xFE])
+        var state = try engine.state()
+        state.control.cr0 = 0x8000_0000  // paging without protection
+        #expect(throws: HostError.self) { try engine.setState(state) }
+    }
+}
