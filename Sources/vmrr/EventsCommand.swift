@@ -52,7 +52,11 @@ struct EventsCommand: ParsableCommand {
             let portNumber = try port.map { try Self.number($0, "--port") }
             let place = try address.map { try Self.number($0, "--address") }
             var cursor = try TraceReader(path: trace.path()).cursor()
-            if let from, from > 0 { try cursor.seek(to: ExitNumber(from)) }
+            if let from, from > 1 {
+                // The cursor comes to stand right after an exit.
+                let first = cursor.exit.rawValue
+                if from - 1 > first { try cursor.seek(to: ExitNumber(from - 1)) }
+            }
             var buffer = csv ? "exit,kind,address,size,count,fault,value,data\n" : ""
             var printed = 0
             while let event = try cursor.next() {

@@ -134,6 +134,13 @@ static inline int ckvm_install_kick_handler(int signal) {
     action.sa_flags = SA_SIGINFO | SA_RESTART;
     return sigaction(signal, &action, NULL);
 }
+/* Threads of a dispatch pool block most signals. */
+static inline void ckvm_unblock(int signal) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, signal);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
 static inline int ckvm_timer_create(int signal, struct kvm_run *run, timer_t *timer) {
     struct sigevent event;
     memset(&event, 0, sizeof event);

@@ -57,6 +57,7 @@ public final class KVMEngine: Engine {
                 slots.append((region, bitmap))
             }
             if ckvm_install_kick_handler(Self.kickSignal) != 0 { throw SystemCallError("sigaction") }
+            ckvm_unblock(Self.kickSignal)
             var made: timer_t?
             if ckvm_timer_create(Self.kickSignal, vcpu.run, &made) != 0 { throw SystemCallError("timer_create") }
             timer = made

@@ -109,8 +109,9 @@ extension Nanoseconds {
             ("ms", 1e6), ("us", 1e3), ("µs", 1e3), ("ns", 1), ("min", 60e9), ("h", 3600e9), ("s", 1e9), ("", 1e9),
         ]
         for (suffix, factor) in units where text.hasSuffix(suffix) {
-            guard let number = Double(String(text.dropLast(suffix.count))), number >= 0, number * factor < 9e18,
-                text.first?.isNumber == true
+            let digits = text.dropLast(suffix.count)
+            guard digits.first?.isNumber == true, digits.allSatisfy({ $0.isASCII && ($0.isNumber || $0 == ".") }),
+                let number = Double(String(digits)), number * factor < 9e18
             else { continue }
             self.init(UInt64(number * factor))
             return
