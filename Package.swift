@@ -51,6 +51,11 @@ let package = Package(
         .executableTarget(
             name: "TraceHelper", dependencies: ["Trace", "VMCore"], path: "Tests/TraceHelper", swiftSettings: swiftSettings
         ),
+        // Sizes and speeds of the trace format.
+        .executableTarget(
+            name: "TraceBench", dependencies: ["Trace", "VMCore"], path: "Benchmarks/TraceBench",
+            swiftSettings: swiftSettings
+        ),
         .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
         .testTarget(name: "ReplayTests", dependencies: ["Replay", "VMCore"], swiftSettings: swiftSettings),
         .testTarget(

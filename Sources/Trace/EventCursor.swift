@@ -14,6 +14,16 @@ public struct TraceEvent: Sendable {
     /// The bytes of a string or a memory write.
     public var payload: ArraySlice<UInt8>?
     public var anchor: Anchor?
+
+    public init(identity: EventIdentity, value: UInt64, sequence: UInt64, exit: ExitNumber,
+                payload: ArraySlice<UInt8>? = nil, anchor: Anchor? = nil) {
+        self.identity = identity
+        self.value = value
+        self.sequence = sequence
+        self.exit = exit
+        self.payload = payload
+        self.anchor = anchor
+    }
 }
 
 /// A place in the events of a trace, moving forwards. A copy is a place of its own.
@@ -55,6 +65,24 @@ public struct EventCursor: Sendable {
         position += 1
         sequence += 1
         return event
+    }
+
+    /// Takes the next event if it is an exit with a value and no fault, payload or anchor; else, and where the next
+    /// chunk must be read first, it moves nowhere and returns false.
+    public mutating func nextPlainExit(_ identity: inout EventIdentity, _ value: inout UInt64) throws(TraceError) -> Bool {
+        guard position < chunk.events else { return false }
+        let number = Int(chunk.index[position])
+        guard chunk.entries[number].form == .plain, chunk.entries[number].identity.kind.isExit,
+              chunk.entries[number].identity.flags == 0
+        else { return false }
+        let slot = chunk.entries[number].next
+        chunk.entries[number].next = slot + 1
+        identity = chunk.entries[number].identity
+        value = chunk.values[slot]
+        exit = exit.next
+        position += 1
+        sequence += 1
+        return true
     }
 
     @inline(never)

@@ -59,6 +59,8 @@ public struct Chipset: Device {
         return deadline
     }
 
+    mutating func upcomingDeadline(after now: Nanoseconds) -> Nanoseconds? { nextDeadline(after: now) }
+
     public mutating func advance(to now: Nanoseconds) {
         pit.advance(to: now)
         rtc.advance(to: now)
@@ -177,7 +179,7 @@ public struct Chipset: Device {
 
     /// Levels of the interrupt lines, bit n for IRQ n: keyboard 1, COM1 4, clock 8, ACPI 9. The timer's are pulses, by
     /// `takeTimerTicks`; the test device's may be any, by `takeTestLineChanges`.
-    public var isaLines: UInt32 {
+    @inline(__always) public var isaLines: UInt32 {
         (keyboard.irq ? 1 << IRQ.keyboard : 0) | (com1.irq ? 1 << IRQ.com1 : 0) | (rtc.irq ? 1 << IRQ.rtc : 0)
             | (acpi.irq ? 1 << ACPIPowerManagement.sciIRQ : 0)
     }
@@ -187,6 +189,8 @@ public struct Chipset: Device {
 
     /// The number of rising edges on IRQ 0 since the last call, up to the last `advance`.
     public mutating func takeTimerTicks() -> Int { pit.takeTicks() }
+
+    @inline(__always) var hasTestLineChanges: Bool { test != nil && test!.hasLineChanges }
 
     /// Changes of interrupt lines by the test device since the last call, oldest first.
     public mutating func takeTestLineChanges() -> [(gsi: Int, level: Bool)] {

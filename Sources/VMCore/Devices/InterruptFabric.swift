@@ -176,6 +176,8 @@ public struct InterruptFabric: PortDevice {
 
     public func nextDeadline(after now: Nanoseconds) -> Nanoseconds? { localAPIC.nextDeadline(after: now) }
 
+    mutating func upcomingDeadline(after now: Nanoseconds) -> Nanoseconds? { localAPIC.nextDeadline(after: now) }
+
     public mutating func advance(to now: Nanoseconds) { localAPIC.advance(to: now) }
 
     // MARK: Wires

@@ -76,6 +76,17 @@ public struct Platform: Device {
         }
     }
 
+    /// `nextDeadline` in place; see `needsProcessor`.
+    mutating func upcomingDeadline(after now: Nanoseconds) -> Nanoseconds? {
+        switch (chipset.upcomingDeadline(after: now), interrupts.upcomingDeadline(after: now)) {
+        case (let a?, let b?): min(a, b)
+        case (let a, let b): a ?? b
+        }
+    }
+
+    /// Whether an access to a port may change when a device is due, or what it has asked for.
+    @inline(__always) static func mayChangeDeadline(port: UInt16) -> Bool { port != 0x80 && port != 0xED }
+
     public mutating func advance(to now: Nanoseconds) {
         chipset.advance(to: now)
         interrupts.advance(to: now)
@@ -89,11 +100,24 @@ public struct Platform: Device {
         return true
     }
 
+    /// Whether something waits for the processor, or it has another task priority than the interrupt controllers.
+    ///
+    /// `mutating` though it changes nothing, so that it works on the platform in place: a reading method of a class's
+    /// property gets a copy of it, 750 bytes with reference counts.
+    mutating func needsProcessor(taskPriority: UInt8) -> Bool {
+        interrupts.interruptPending(tpr: taskPriority << 4) || interrupts.localAPIC.isNMIPending
+            || interrupts.tpr >> 4 != taskPriority
+    }
+
+    @inline(never) private mutating func passTestLines(at now: Nanoseconds) {
+        for change in chipset.takeTestLineChanges() { interrupts.setPin(change.gsi, level: change.level, at: now) }
+    }
+
     /// Passes changes of the chipset's lines to the interrupt controllers.
     private mutating func passLines(at now: Nanoseconds) {
         // Several ticks that were waited for together are one edge: as on a PC whose interrupts were off.
         if chipset.takeTimerTicks() > 0 { interrupts.pulse(0, at: now) }
-        for change in chipset.takeTestLineChanges() { interrupts.setPin(change.gsi, level: change.level, at: now) }
+        if chipset.hasTestLineChanges { passTestLines(at: now) }
         let levels = chipset.isaLines
         var changed = levels ^ lines
         guard changed != 0 else { return }

@@ -16,7 +16,11 @@ final class KVMVirtualCPU {
         run = map.assumingMemoryBound(to: kvm_run.self)
     }
 
-    deinit { munmap(run, mapSize) }
+    deinit {
+        // A kick that is on its way may still write here: the signal handler knows nothing but the address. So the
+        // place stays mapped; it costs address space only.
+        _ = mmap(run, mapSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0)
+    }
 
     private func get<T>(_ name: String, _ request: UInt, _ empty: T) throws(SystemCallError) -> T {
         var value = empty

@@ -118,7 +118,7 @@ public final class LiveEnvironment: Environment {
                 platform.writePort(UInt16(truncatingIfNeeded: identity.address), size: size,
                                    value: UInt32(truncatingIfNeeded: exit.value), at: now)
             }
-            afterWrite(at: now)
+            if Platform.mayChangeDeadline(port: UInt16(truncatingIfNeeded: identity.address)) { afterWrite(at: now) }
         case .mmioRead:
             exit.value = platform.readMMIO(.init(identity.address), size: size, at: now)
             if size < 8 { exit.value &= (1 << (8 * UInt64(size))) - 1 }
@@ -172,7 +172,7 @@ public final class LiveEnvironment: Environment {
 
     /// Arms the kick for whatever comes next: a device, typed input, the deadline, the end of a grace period.
     private func reschedule(at now: Nanoseconds) {
-        nextDue = earliest(platform.nextDeadline(after: now), serial.nextInput)
+        nextDue = earliest(platform.upcomingDeadline(after: now), serial.nextInput)
         var moment = nextDue
         // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
         if options.placement == .replayable, let due = moment { moment = due + Self.grace }
@@ -201,9 +201,10 @@ public final class LiveEnvironment: Environment {
     public var wantsStop: Bool { stopRequested.isSet }
 
     public var wantsEntry: Bool {
-        platform.interrupts.interruptPending(tpr: engine.taskPriority << 4) || platform.interrupts.localAPIC.isNMIPending || isHalted
-            || endIsDue || request != nil || tripleFault || nmiWaits
-            || platform.interrupts.tpr >> 4 != engine.taskPriority
+        // The engine is asked first: an argument made by a call would have the interrupt controllers copied before it.
+        let taskPriority = engine.taskPriority
+        return isHalted || endIsDue || request != nil || tripleFault || nmiWaits
+            || platform.needsProcessor(taskPriority: taskPriority)
     }
 
     private func takeTaskPriority() {
