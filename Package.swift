@@ -42,7 +42,7 @@ let package = Package(
         .executableTarget(
             name: "vmrr",
             dependencies: [
-                "Recorder", "Replay", "Trace", "VMCore", "Guests",
+                "Recorder", "Replay", "Trace", "VMCore", "Guests", "CKVM",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: swiftSettings
@@ -57,6 +57,12 @@ let package = Package(
             swiftSettings: swiftSettings
         ),
         .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
+        // Tests of the built binary; VMRR_BINARY names another one.
+        .testTarget(
+            name: "EndToEndTests",
+            dependencies: ["Trace", "VMCore", .product(name: "GRDB", package: "GRDB.swift")],
+            swiftSettings: swiftSettings
+        ),
         .testTarget(name: "ReplayTests", dependencies: ["Replay", "VMCore"], swiftSettings: swiftSettings),
         .testTarget(
             name: "TraceTests",

@@ -8,7 +8,7 @@
 
 GUEST spin, "spin"
     ENTER_LONG_MODE
-    PARAM hz, "hz", 1000
+    PARAM hz, "hz", 250
     PARAM wanted, "ticks", 1200
     SET_GATE IRQ_BASE, on_tick
 

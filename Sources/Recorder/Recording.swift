@@ -52,8 +52,9 @@ private func endingOf(_ machine: Machine) throws -> Ending {
         return try machine.run()
     } catch let error as HostError {
         return .hostLimit(error.description)
-    } catch TraceError.full {
-        return .traceFull
+    } catch let error as TraceError {
+        guard case .full = error else { throw error }
+        return .traceFull(error.description)
     }
 }
 
@@ -80,10 +81,12 @@ public struct Recording {
         let description = describe(built, configuration, capabilities, options)
         let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
         defer { serial.restoreTerminal() }
+        // A file without its first state can't be replayed: what takes time comes before it.
+        let start = try startCheckpoint(built)
         let writer = try TraceWriter(path: path, metadata: [TraceDescription.key: description],
                                      options: TraceWriterOptions(overwrite: overwrite))
         do {
-            try writeStart(built, to: writer)
+            try write(start, of: built, to: writer)
         } catch let error as TraceError {
             try? writer.finish()
             throw error
@@ -111,15 +114,19 @@ public struct Recording {
             timingSeed: options.live.timingSeed)
     }
 
-    /// The complete state at exit 0.
-    private func writeStart(_ built: BuiltMachine, to writer: TraceWriter) throws {
+    /// The complete state at exit 0, without memory.
+    private func startCheckpoint(_ built: BuiltMachine) throws -> NewCheckpoint {
         let state = try built.engine.state()
         let memory = built.engine.memory
-        let checkpoint = NewCheckpoint(
+        return NewCheckpoint(
             exit: .start, cpu: Data(state.encoded()), devices: try JSONEncoder().encode(built.platform),
             digests: CheckpointDigests(
                 state: state.digest.description, memory: MemoryDigest.ofAll(memory, kind: .masked).description,
                 strictMemory: MemoryDigest.ofAll(memory, kind: .strict).description))
+    }
+
+    private func write(_ checkpoint: NewCheckpoint, of built: BuiltMachine, to writer: TraceWriter) throws {
+        let memory = built.engine.memory
         try writer.writeCheckpoint(checkpoint) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
             try memory.forEachTouchedPage { page in
                 guard let address = memory.address(ofFilePage: page), let bytes = memory.page(page).baseAddress else {
@@ -140,7 +147,10 @@ public struct Recording {
         default: digests = environment.endIsExact ? try machine.digests() : nil
         }
         var detail: String?
-        if case .hostLimit(let text) = ending { detail = text }
+        switch ending {
+        case .hostLimit(let text), .traceFull(let text): detail = text
+        default: break
+        }
         let end = TraceEnding(
             ended: ending.name, guestStatus: ending.guestStatus, failed: ending.isFailure, detail: detail,
             exits: writer.exits.rawValue, digests: digests, interrupts: environment.interrupts,
@@ -148,8 +158,9 @@ public struct Recording {
         var result = ending
         do {
             try writer.finish(meta: [TraceEnding.key: end])
-        } catch TraceError.full {
-            result = .traceFull
+        } catch {
+            guard case .full = error else { throw error }
+            result = .traceFull(error.description)
             digests = nil
         }
         return RunResult(ending: result, exits: writer.exits.rawValue, digests: digests, seconds: wall.seconds,

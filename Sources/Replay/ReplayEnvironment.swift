@@ -113,6 +113,8 @@ public final class ReplayEnvironment: Environment {
 
     /// Gives up when the guest has run for this long without an exit: a recording never does.
     public var patience = Nanoseconds.seconds(5)
+    /// No stretch between two exits can have taken longer: the time of the whole recording.
+    public var longestElapsed = Nanoseconds.seconds(3600)
     private var patienceEnds = Nanoseconds(0)
     private var lastSeen = ExitNumber(.max)
 
@@ -169,6 +171,10 @@ public final class ReplayEnvironment: Environment {
         case .interruptAtAnchor, .nmiAtAnchor, .endAtAnchor:
             guard let anchor = event.anchor else {
                 throw TraceError.corrupt(what: "an anchor is missing", place: "exit \(last.rawValue)")
+            }
+            guard anchor.elapsed <= longestElapsed else {
+                throw TraceError.corrupt(what: "an anchor lies \(anchor.elapsed.seconds) s after the exit before it, longer "
+                    + "than the recording took", place: "exit \(last.rawValue)")
             }
             guard point == .landed else { return .land(anchor) }
             if kind == .endAtAnchor { return .stop(.endOfTrace) }

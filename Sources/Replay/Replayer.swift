@@ -60,6 +60,7 @@ public final class Replayer {
                                                 stopFlag: stopFlag, observe: observe)
         let wall = ending?.wall ?? .seconds(1)
         environment.patience = .seconds(5) + Nanoseconds(min(wall.rawValue, 3_600_000_000_000) * 10)
+        environment.longestElapsed = min(ending?.wall ?? .seconds(3600), .seconds(3600))
         let machine = Machine(engine: engine, environment: environment, exit: checkpoint.exit)
         let start = hostTime()
         var result = ReplayResult(exits: 0, reachedEnd: false, comparedEnd: false, stopped: false, seconds: 0,
@@ -69,6 +70,9 @@ public final class Replayer {
             result.digests = try machine.digests()
         } catch let divergence as Divergence {
             result.divergence = divergence
+        } catch HostError.call(let error) where error.call == "KVM_RUN" && error.errno == EINVAL {
+            throw TraceError.corrupt(what: "KVM refuses to run its processor state",
+                                     place: "checkpoint \(checkpoint.id.rawValue)")
         }
         result.seconds = (hostTime() - start).seconds
         result.exits = machine.exit.rawValue - checkpoint.exit.rawValue

@@ -44,8 +44,8 @@ public enum Ending: Equatable, Sendable {
     case deadline
     /// The user or a signal ended it.
     case stopped
-    /// The medium of the trace takes no more.
-    case traceFull
+    /// The medium of the trace takes no more; the text says why.
+    case traceFull(String)
     /// The host can't go on; the text says why.
     case hostLimit(String)
     /// Replay: the last event of the trace is behind, or the exit that was asked for is reached.

@@ -43,7 +43,7 @@ struct Landing {
     private static let searchFactor: UInt64 = 30
     /// The search gives up when it has taken this many times as long as the recording took, and `patience` besides.
     private static let slowestSearch: UInt64 = 400
-    private static let patience = Nanoseconds.seconds(20)
+    private static let patience = Nanoseconds.seconds(4)
 
     func run(_ statistics: inout LandingStatistics) throws -> Outcome {
         statistics.landings += 1

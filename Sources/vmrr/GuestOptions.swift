@@ -1,4 +1,5 @@
 import ArgumentParser
+import CKVM
 import Foundation
 import Recorder
 import VMCore
@@ -66,6 +67,11 @@ struct GuestOptions: ParsableArguments {
         }
         guard CPUModel.names.contains(where: { $0.name == cpu }) else {
             throw UsageError("there is no CPU model '\(cpu)': choose \(CPUModel.names.map(\.name).joined(separator: ", "))")
+        }
+        if kernel == nil {
+            let unused = initrd != nil ? "--initrd" : module.isEmpty ? nil : "--module"
+            if let unused { throw UsageError("\(unused) goes with --kernel: only a boot loader passes modules") }
+            if flat != nil, !append.isEmpty { throw UsageError("--append goes with --kernel or --guest: a flat image gets no command line") }
         }
         if let other = device.first(where: { $0 != "testdev" }) {
             throw UsageError("there is no device '\(other)': testdev is the one that can be added")
@@ -143,11 +149,29 @@ struct GuestOptions: ParsableArguments {
         }
     }
 
-    static func readFile(_ path: String) throws -> [UInt8] {
+    /// Runs `body`; what is wrong with the image is said with its name.
+    func naming<T>(_ body: () throws -> T) throws -> T {
         do {
-            return [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
-        } catch {
-            throw UsageError("can't read \(path): \((error as NSError).localizedDescription)")
+            return try body()
+        } catch let error as BootError {
+            guard let file = kernel ?? flat else { throw error }
+            throw BootError(description: "\(file): \(error)", isUsage: error.isUsage)
+        }
+    }
+
+    static func readFile(_ path: String) throws -> [UInt8] {
+        let descriptor = ckvm_open(path, O_RDONLY)
+        guard descriptor >= 0 else { throw UsageError("can't read \(path): \(String(cString: strerror(ckvm_errno())))") }
+        defer { close(descriptor) }
+        var content: [UInt8] = []
+        var buffer = [UInt8](repeating: 0, count: 1 << 20)
+        while true {
+            let count = read(descriptor, &buffer, buffer.count)
+            if count < 0, ckvm_errno() == EINTR { continue }
+            guard count >= 0 else { throw UsageError("can't read \(path): \(String(cString: strerror(ckvm_errno())))") }
+            if count == 0 { return content }
+            content += buffer[..<count]
+            guard content.count <= 1 << 31 else { throw UsageError("\(path) is larger than 2 GiB") }
         }
     }
 

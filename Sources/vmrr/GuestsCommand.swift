@@ -21,7 +21,10 @@ struct GuestsCommand: ParsableCommand {
                 guard let guest = BuiltInGuest.named(export) else {
                     throw UsageError("there is no built-in guest '\(export)'")
                 }
-                try Data(guest.bytes).write(to: URL(fileURLWithPath: output ?? "\(export).bin"))
+                let path = output ?? "\(export).bin"
+                guard FileManager.default.createFile(atPath: path, contents: Data(guest.bytes)) else {
+                    throw UsageError("can't write \(path)")
+                }
                 return .done
             }
             if json {

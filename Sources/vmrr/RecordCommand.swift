@@ -56,10 +56,13 @@ struct RecordCommand: ParsableCommand {
                                       version: VMRR.version)
             recording.overwrite = force
             let (result, runs) = try withExtendedLifetime(watch) {
-                untilFailure
-                    ? try repeated(recording, configuration, system, capabilities, options, stopper)
-                    : (try once(recording, configuration, system, capabilities, options), 1)
+                try guest.naming {
+                    untilFailure
+                        ? try repeated(recording, configuration, system, capabilities, options, stopper)
+                        : (try once(recording, configuration, system, capabilities, options), 1)
+                }
             }
+            if json, case .traceFull(let text) = result.ending { say("vmrr: \(text)") }
             report(result, runs: runs, path: path)
             return status(of: result.ending)
         }

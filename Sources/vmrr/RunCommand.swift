@@ -22,7 +22,7 @@ struct RunCommand: ParsableCommand {
             options.started = { stopper.attach($0) }
             let watch = SignalWatch { stopper.stop() }
             let result = try withExtendedLifetime(watch) {
-                try Recorder.run(configuration, system: system, capabilities: capabilities, options: options)
+                try guest.naming { try Recorder.run(configuration, system: system, capabilities: capabilities, options: options) }
             }
             if json {
                 write(report(result).text() + "\n")
@@ -61,8 +61,7 @@ func describe(_ ending: Ending) -> String {
     case .halted: "the guest halted with nothing to wake it"
     case .deadline: "the deadline ended the run"
     case .stopped: "stopped"
-    case .traceFull: "the trace has no room left on its disk; what was written before is good"
-    case .hostLimit(let text): text
+    case .traceFull(let text), .hostLimit(let text): text
     case .endOfTrace: "the end of the trace"
     }
 }

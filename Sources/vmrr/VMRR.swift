@@ -38,6 +38,7 @@ enum Status: Int32 {
 
     init(_ error: any Error) {
         switch error {
+        case TraceError.notFound: self = .usage
         case let error as TraceError: self = error.exitStatus == 65 ? .badTrace : .other
         case let error as BootError: self = error.isUsage ? .usage : .badTrace
         case let error as HostError:

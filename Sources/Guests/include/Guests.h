@@ -36,7 +36,7 @@ GUEST(echo)
 GUEST(ticker)
 
 /// spin: computes without a single exit while the PIT interrupts; only the EOIs exit.
-/// Parameters: hz=1000, ticks=1200. Interrupts: IRQ0 through the PIC.
+/// Parameters: hz=250, ticks=1200. Interrupts: IRQ0 through the PIC.
 /// Check: registers and memory after N steps equal a closed form. Last line: `spin: ok, T ticks, N steps, checksum X`.
 GUEST(spin)
 

@@ -3,6 +3,11 @@ public struct BootError: Error, CustomStringConvertible {
     public var description: String
     public var isUsage: Bool
 
+    public init(description: String, isUsage: Bool) {
+        self.description = description
+        self.isUsage = isUsage
+    }
+
     public static func badImage(_ text: String) -> Self { Self(description: text, isUsage: false) }
     public static func usage(_ text: String) -> Self { Self(description: text, isUsage: true) }
 }

@@ -33,7 +33,7 @@ public struct BuiltInGuest: Sendable {
               image: guest_echo),
         .init(name: "ticker", summary: "sleeps in HLT, woken by the PIT", parameters: "hz=1000 ticks=1000",
               image: guest_ticker),
-        .init(name: "spin", summary: "computes without exits while the PIT interrupts", parameters: "hz=1000 ticks=1200",
+        .init(name: "spin", summary: "computes without exits while the PIT interrupts", parameters: "hz=250 ticks=1200",
               image: guest_spin),
         .init(name: "lost-update", summary: "a race of main loop and interrupt handler that fails in one run of seven",
               parameters: "hz=1000 ticks=1200 work=15000 check=64", image: guest_lost_update),

@@ -47,8 +47,11 @@ public struct Chipset: Device {
 
     // MARK: Time
 
-    public func nextDeadline(after now: Nanoseconds) -> Nanoseconds? {
-        var deadline = pit.nextDeadline(after: now)
+    public func nextDeadline(after now: Nanoseconds) -> Nanoseconds? { deadline(after: now, timer: true) }
+
+    /// With `timer` false, the next moment that isn't the interval timer's.
+    private func deadline(after now: Nanoseconds, timer: Bool) -> Nanoseconds? {
+        var deadline = timer ? pit.nextDeadline(after: now) : nil
         func consider(_ other: Nanoseconds?) {
             guard let other else { return }
             deadline = min(deadline ?? other, other)
@@ -59,7 +62,9 @@ public struct Chipset: Device {
         return deadline
     }
 
-    mutating func upcomingDeadline(after now: Nanoseconds) -> Nanoseconds? { nextDeadline(after: now) }
+    mutating func upcomingDeadline(after now: Nanoseconds, timer: Bool) -> Nanoseconds? {
+        deadline(after: now, timer: timer)
+    }
 
     public mutating func advance(to now: Nanoseconds) {
         pit.advance(to: now)
@@ -213,6 +218,9 @@ public struct Chipset: Device {
     // MARK: Inputs
 
     /// Whether COM1 would take a byte from its line.
+    /// Whether the guest has begun to look at its serial input.
+    public var isSerialAttended: Bool { com1.isAttended }
+
     public var canReceiveSerial: Bool { com1.canReceive }
 
     /// Brings a byte in on COM1's line; false when there is no room and the caller must keep it.

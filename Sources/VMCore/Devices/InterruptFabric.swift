@@ -176,6 +176,9 @@ public struct InterruptFabric: PortDevice {
 
     public func nextDeadline(after now: Nanoseconds) -> Nanoseconds? { localAPIC.nextDeadline(after: now) }
 
+    /// Whether nothing comes of the interval timer's ticks: masked at both controllers, they wait as one request.
+    var isTimerMasked: Bool { pic.master.mask & 1 != 0 && ioAPIC.table[2].isMasked }
+
     mutating func upcomingDeadline(after now: Nanoseconds) -> Nanoseconds? { localAPIC.nextDeadline(after: now) }
 
     public mutating func advance(to now: Nanoseconds) { localAPIC.advance(to: now) }

@@ -76,9 +76,11 @@ public struct Platform: Device {
         }
     }
 
-    /// `nextDeadline` in place; see `needsProcessor`.
+    /// The next moment at which something can come of time going by: `nextDeadline`, without the ticks of a timer that
+    /// is masked. In place; see `needsProcessor`.
     mutating func upcomingDeadline(after now: Nanoseconds) -> Nanoseconds? {
-        switch (chipset.upcomingDeadline(after: now), interrupts.upcomingDeadline(after: now)) {
+        let timer = !interrupts.isTimerMasked
+        return switch (chipset.upcomingDeadline(after: now, timer: timer), interrupts.upcomingDeadline(after: now)) {
         case (let a?, let b?): min(a, b)
         case (let a, let b): a ?? b
         }
@@ -93,9 +95,9 @@ public struct Platform: Device {
         passLines(at: now)
     }
 
-    /// Gives the UART a byte; false when it has no room.
+    /// Gives the UART a byte; false when it has no room or the guest doesn't look yet.
     mutating func receiveSerial(_ byte: UInt8, at now: Nanoseconds) -> Bool {
-        guard chipset.receiveSerial(byte, at: now) else { return false }
+        guard chipset.isSerialAttended, chipset.receiveSerial(byte, at: now) else { return false }
         passLines(at: now)
         return true
     }

@@ -161,8 +161,13 @@ public struct UART16550A: BytePortDevice {
 
     // MARK: Registers
 
+    /// Whether the guest has begun to look at what comes in: it has read the line status or enabled the interrupt.
+    /// Before that, setting up the FIFO would drop what was typed early.
+    public private(set) var isAttended = false
+
     public mutating func readByte(_ offset: UInt16, at now: Nanoseconds) -> UInt8 {
         advance(to: now)
+        if offset & 7 == Register.lsr { isAttended = true }
         switch offset & 7 {
         case Register.data:
             if lcr & LCR.dlab != 0 { return UInt8(truncatingIfNeeded: divisor) }
@@ -205,6 +210,7 @@ public struct UART16550A: BytePortDevice {
                     transmitterEmptyAt = nil
                 }
                 ier = value & IER.writable
+                if ier & IER.receivedData != 0 { isAttended = true }
             }
         case Register.iirFCR: writeFCR(value)
         case Register.lcr: lcr = value

@@ -22,6 +22,8 @@ public final class KVMEngine: Engine {
     /// breakpoints and steps, where they are always read. An ioctl more costs up to 10 µs on nested KVMs.
     private var isSynced = false
     public var wantsRegisters = false
+    /// The debug registers as they were read since the guest last ran.
+    private var debugRegisters: kvm_debugregs?
     /// Whether an interrupt or NMI that was queued may still wait for its delivery.
     private var mayHaveQueuedEvent = false
     private var debugMode = GuestDebug.off
@@ -127,6 +129,7 @@ public final class KVMEngine: Engine {
     @inline(__always)
     private func runOnce() throws(HostError) -> Arrival? {
         isSynced = run.pointee.kvm_valid_regs != 0
+        debugRegisters = nil
         if ckvm_run(vcpu.descriptor.rawValue) < 0 { return try interrupted() }
         switch Int32(bitPattern: run.pointee.exit_reason) {
         case KVM_EXIT_IO:
@@ -357,7 +360,7 @@ public final class KVMEngine: Engine {
                 state.core = CoreRegisters(try vcpu.registers(), try vcpu.specialRegisters())
                 state.events = EventState(try vcpu.events())
             }
-            try vcpu.readRest(of: &state, withAVX: hasXSave, area: xsaveArea)
+            try vcpu.readRest(of: &state, debug: currentDebugRegisters(), withAVX: hasXSave, area: xsaveArea)
             state.control.cr8 = UInt64(taskPriority)
             return state
         } catch { throw .call(error) }
@@ -369,6 +372,7 @@ public final class KVMEngine: Engine {
         mayHaveQueuedEvent = true
         do throws(SystemCallError) {
             isSynced = false
+            debugRegisters = nil
             try vcpu.restore(state, withAVX: hasXSave, area: xsaveArea)
             run.pointee.cr8 = state.control.cr8
         } catch { throw .call(error) }
@@ -385,7 +389,14 @@ public final class KVMEngine: Engine {
     }
 
     public func debugRegistersActive() throws(HostError) -> Bool {
-        do throws(SystemCallError) { return try vcpu.debugRegisters().dr7 & 0xFF != 0 } catch { throw .call(error) }
+        do throws(SystemCallError) { return try currentDebugRegisters().dr7 & 0xFF != 0 } catch { throw .call(error) }
+    }
+
+    private func currentDebugRegisters() throws(SystemCallError) -> kvm_debugregs {
+        if let debugRegisters { return debugRegisters }
+        let read = try vcpu.debugRegisters()
+        debugRegisters = read
+        return read
     }
 
     // MARK: Memory

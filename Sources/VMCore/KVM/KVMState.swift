@@ -189,8 +189,8 @@ extension FloatingPointState {
 extension KVMVirtualCPU {
     /// What `CoreRegisters` and `EventState` don't hold. The vCPU is between two instructions: no exit waits for its
     /// completion. Without the kernel's interrupt controller a vCPU that has executed HLT is runnable.
-    func readRest(of state: inout CPUState, withAVX: Bool, area: UnsafeMutableRawPointer) throws(SystemCallError) {
-        let debug = try debugRegisters()
+    func readRest(of state: inout CPUState, debug: kvm_debugregs, withAVX: Bool, area: UnsafeMutableRawPointer)
+        throws(SystemCallError) {
         state.debug.address = SIMD4(debug.db.0, debug.db.1, debug.db.2, debug.db.3)
         state.debug.dr6 = debug.dr6
         state.debug.dr7 = debug.dr7

@@ -64,7 +64,8 @@ public struct MemoryLayoutMap: Codable, Equatable, Sendable {
 /// while the vCPU is stopped.
 public final class GuestMemory {
     public let map: MemoryLayoutMap
-    public let descriptor: FileDescriptor
+    /// The memory file; nil where a file-size limit forbids one and the memory is shared without a name.
+    private let descriptor: FileDescriptor?
     /// The first byte of the memory file. Invariant: mapped for `map.fileBytes` bytes until deinit.
     let base: UnsafeMutableRawPointer
     /// Pages of the memory file that the monitor itself wrote since `takeMonitorWrites`.
@@ -74,9 +75,12 @@ public final class GuestMemory {
         precondition(map.isValid, "a memory map is checked before memory is made from it")
         let fd = ckvm_memfd("guest")
         guard fd >= 0 else { throw SystemCallError("memfd_create") }
-        descriptor = FileDescriptor(owning: fd)
-        guard ftruncate(fd, Int(map.fileBytes)) == 0 else { throw SystemCallError("ftruncate") }
-        let pointer = mmap(nil, Int(map.fileBytes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        let file = FileDescriptor(owning: fd)
+        let hasFile = ftruncate(fd, Int(map.fileBytes)) == 0
+        guard hasFile || ckvm_errno() == EFBIG else { throw SystemCallError("ftruncate") }
+        descriptor = hasFile ? file : nil
+        let kind = MAP_SHARED | MAP_NORESERVE | (hasFile ? 0 : MAP_ANONYMOUS)
+        let pointer = mmap(nil, Int(map.fileBytes), PROT_READ | PROT_WRITE, kind, hasFile ? fd : -1, 0)
         guard let pointer, pointer != UnsafeMutableRawPointer(bitPattern: -1) else { throw SystemCallError("mmap guest") }
         base = pointer
         self.map = map
@@ -172,6 +176,10 @@ public final class GuestMemory {
     ///
     /// The holes of the memory file are passed over, so that asking doesn't allocate them.
     public func forEachTouchedPage(_ body: (Int) throws -> Void) rethrows {
+        guard let descriptor else {
+            for page in 0..<filePages where address(ofFilePage: page) != nil { try body(page) }
+            return
+        }
         var position = 0
         let end = Int(map.fileBytes)
         while position < end {

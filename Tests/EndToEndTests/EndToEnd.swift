@@ -1,0 +1,14 @@
+import Testing
+
+// Tests of the built binary: what a user sees. Each test has a folder of its own; a failing one keeps it and prints the
+// commands that show the failure again.
+//
+//     VMRR_BINARY    the binary under test; .build/release/vmrr by default
+//     VMRR_REPLAYS   replays of each guest, 3; from 25 on the guests run at their full length
+//     VMRR_KILLS     recordings killed at a random moment, 8
+//     VMRR_FUZZ      mutated traces, 60
+//     VMRR_SEED      the seed of everything random
+
+/// All of them: the one place that says what each test gets.
+@Suite(.ownFolder, .keptOnFailure)
+enum EndToEnd {}
