@@ -76,8 +76,9 @@ struct Landing {
             if lead == statistics.lead { statistics.overshot() }
             statistics.overshoots += 1
             lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
-            try watch.rewind()
+            // The state first: an exit on which the guest overshot is finished before it, and may write to memory.
             try engine.setState(start)
+            try watch.rewind()
         }
         return nil
     }
