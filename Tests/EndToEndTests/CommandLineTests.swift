@@ -73,8 +73,10 @@ extension EndToEnd {
             try refuses(["run", "--guest", "hello", "--memory", "1M"], [64, 65], saying: "--memory")
             try refuses(["run", "--guest", "hello", "--append", String(repeating: "a", count: 20_000)], [64], saying: "16384")
             // A module that can't be read, or can't be passed on, isn't dropped in silence.
-            try refuses(["run", "--guest", "hello", "--initrd", folder("missing")], [64, 65], saying: "missing")
-            try refuses(["run", "--flat", "\(junk)@0x7c00", "--module", "\(folder("missing"))=x"], [64, 65])
+            try refuses(["run", "--guest", "hello", "--initrd", junk], [64], saying: "--initrd goes with --kernel")
+            try refuses(["run", "--flat", "\(junk)@0x7c00", "--module", "\(junk)=x"], [64], saying: "--module goes with --kernel")
+            try refuses(["run", "--kernel", junk, "--initrd", folder("missing")], [64], saying: "missing")
+            try refuses(["run", "--kernel", junk, "--module", "\(folder("missing"))=x"], [64], saying: "missing")
         }
 
         /// An ELF file for the wrong mode, with a multiboot header.
