@@ -10,8 +10,10 @@ public final class Machine {
     public private(set) var exit: ExitNumber
     /// An exit that arrived while the one before it was being finished.
     private var held: Arrival?
-    /// Follows memory writes and keeps the memory digest; made when first needed.
-    public private(set) lazy var watch = Result { try MemoryWatch(engine: engine) }
+    /// What is written to memory; made when first needed.
+    public private(set) lazy var writes = Result { try WriteLog(engine: engine) }
+    /// Keeps the memory digest; made when first needed.
+    public private(set) lazy var watch = Result { try MemoryWatch(memory: engine.memory, log: writes.get()) }
     public private(set) var landing = LandingStatistics()
 
     public init(engine: any Engine, environment: any Environment, exit: ExitNumber = .start) {

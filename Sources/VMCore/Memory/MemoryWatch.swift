@@ -2,28 +2,28 @@ import CKVM
 
 /// Follows what is written to memory: keeps the masked digest current, and can take memory back to a mark.
 public final class MemoryWatch {
-    private let engine: any Engine
+    private let memory: GuestMemory
+    private let writes: WriteLog.Follower
     public let digest: MemoryDigest
     /// A second copy of memory, as it was at the mark. Invariant: mapped for `map.fileBytes` bytes until deinit.
     private var shadow: UnsafeMutableRawPointer?
     private var sinceMark: Set<Int> = []
 
-    /// Starts to track writes; everything before counts as known.
-    public init(engine: any Engine) throws {
-        self.engine = engine
-        try engine.trackWrites()
-        try engine.takeWrittenPages { _ in }
-        digest = MemoryDigest(memory: engine.memory)
+    public init(memory: GuestMemory, log: WriteLog) throws {
+        self.memory = memory
+        writes = try log.follow()
+        digest = MemoryDigest(memory: memory)
     }
 
     deinit {
-        if let shadow { munmap(shadow, Int(engine.memory.map.fileBytes)) }
+        writes.cancel()
+        if let shadow { munmap(shadow, Int(memory.map.fileBytes)) }
     }
 
     /// Takes all that was written into the digest.
     public func refresh() throws {
         let follow = shadow != nil
-        try engine.takeWrittenPages {
+        try writes.take {
             digest.update(page: $0)
             if follow { sinceMark.insert($0) }
         }
@@ -32,7 +32,6 @@ public final class MemoryWatch {
     /// Makes the present the moment that `rewind` goes back to. Costs a copy of what was written since the last mark.
     func mark() throws {
         try refresh()
-        let memory = engine.memory
         if let shadow {
             for page in sinceMark { (shadow + page * pageSize).copyMemory(from: memory.page(page).baseAddress!, byteCount: pageSize) }
         } else {
@@ -52,7 +51,7 @@ public final class MemoryWatch {
         guard let shadow else { return }
         try refresh()
         for page in sinceMark {
-            engine.memory.setPage(page, to: UnsafeRawBufferPointer(start: shadow + page * pageSize, count: pageSize))
+            memory.setPage(page, to: UnsafeRawBufferPointer(start: shadow + page * pageSize, count: pageSize))
         }
         sinceMark.removeAll(keepingCapacity: true)
         try refresh()
