@@ -63,7 +63,8 @@ let package = Package(
             dependencies: ["Trace", "VMCore", .product(name: "GRDB", package: "GRDB.swift")],
             swiftSettings: swiftSettings
         ),
-        .testTarget(name: "ReplayTests", dependencies: ["Replay", "VMCore"], swiftSettings: swiftSettings),
+        .testTarget(
+            name: "ReplayTests", dependencies: ["Recorder", "Replay", "Trace", "VMCore"], swiftSettings: swiftSettings),
         .testTarget(
             name: "TraceTests",
             dependencies: [

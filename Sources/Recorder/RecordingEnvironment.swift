@@ -29,10 +29,12 @@ public final class RecordingEnvironment: Environment {
     public init(live: LiveEnvironment, writer: TraceWriter) {
         self.live = live
         self.writer = writer
+        live.logsDeviceInput = true
     }
 
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
         try live.handle(&exit, number: number)
+        try recordDeviceInputs()
         if let data = exit.data {
             try writer.append(exit.identity, bytes: UnsafeRawBufferPointer(data))
         } else {
@@ -54,6 +56,7 @@ public final class RecordingEnvironment: Environment {
             try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
         }
         let entry = try live.entry(at: point, of: machine)
+        try recordDeviceInputs()
         switch entry {
         case .interrupt(let vector):
             try record(vector: vector, isNMI: false, at: point, of: machine)
@@ -72,6 +75,21 @@ public final class RecordingEnvironment: Environment {
             break
         }
         return entry
+    }
+
+    private func recordDeviceInputs() throws {
+        try live.takeDeviceInputs {
+            switch $0 {
+            case .time(let time):
+                try writer.append(EventIdentity(kind: .deviceTime, size: 8), value: time.rawValue)
+            case .advance(let time):
+                try writer.append(EventIdentity(kind: .deviceTime, size: 8, address: 1), value: time.rawValue)
+            case .serial(let bytes):
+                try bytes.withUnsafeBytes {
+                    try writer.append(EventIdentity(kind: .serialInput, size: 1, count: UInt32($0.count)), bytes: $0)
+                }
+            }
+        }
     }
 
     private func record(vector: UInt8, isNMI: Bool, at point: EntryPoint, of machine: Machine) throws {

@@ -20,13 +20,9 @@ public struct ConsoleDecoder {
     public mutating func decode(_ exit: Exit) -> [UInt8] {
         let identity = exit.identity
         guard identity.kind == .portWrite, identity.size > 0 else { return [] }
-        if identity.count == 1 { return write(identity.address, size: UInt64(identity.size), value: exit.value) }
-        guard let data = exit.data else { return [] }
-        return stride(from: 0, to: data.count, by: Int(identity.size)).flatMap { start in
-            var value: UInt64 = 0
-            for i in (0..<Int(identity.size)).reversed() { value = value << 8 | UInt64(data[start + i]) }
-            return write(identity.address, size: UInt64(identity.size), value: value)
-        }
+        var output: [UInt8] = []
+        exit.forEachElement { output += write(identity.address, size: UInt64(identity.size), value: $0) }
+        return output
     }
 
     private mutating func write(_ port: UInt64, size: UInt64, value: UInt64) -> [UInt8] {

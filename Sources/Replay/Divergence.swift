@@ -41,6 +41,8 @@ extension EventIdentity {
         case .registerWrite: return "CR\(address) set"
         case .registerCheck: return "register digest"
         case .time: return "time"
+        case .deviceTime: return "device time"
+        case .serialInput: return "serial input, \(count) bytes"
         case .endAtAnchor: return "end of the recording"
         }
     }

@@ -23,12 +23,13 @@ public final class ReplayEnvironment: Environment {
     /// Called with each exit after it was answered.
     private let observe: ((Exit) -> Void)?
     private let stopFlag: SharedFlag
-    /// Interrupts and events that entered so far.
-    public private(set) var events: UInt64 = 0
+    /// The devices, run again beside the replay; nil where nobody wants to know their state.
+    private let devices: DeviceReplay?
 
     public init(cursor: EventCursor, start: ExitNumber = .start, target: ExitNumber?, stopFlag: SharedFlag,
-                observe: ((Exit) -> Void)? = nil) throws {
+                devices: DeviceReplay? = nil, observe: ((Exit) -> Void)? = nil) throws {
         self.cursor = cursor
+        self.devices = devices
         self.target = target
         last = start
         self.stopFlag = stopFlag
@@ -38,12 +39,23 @@ public final class ReplayEnvironment: Environment {
 
     /// Takes the next event that means something to the guest.
     private func advance() throws {
-        events += 1
         repeat {
             isPlain = try cursor.nextPlainExit(&plainIdentity, &plainValue)
             if isPlain { return }
             complex = try cursor.next()
-        } while complex?.identity.kind == .time
+        } while try isForDevices(complex)
+    }
+
+    /// Keeps what the devices were given for the moment at which the replay goes on.
+    private func isForDevices(_ event: TraceEvent?) throws -> Bool {
+        guard let event else { return false }
+        switch event.identity.kind {
+        case .time: return true
+        case .deviceTime, .serialInput:
+            devices?.queue(event)
+            return true
+        default: return false
+        }
     }
 
     // MARK: Exits
@@ -57,6 +69,7 @@ public final class ReplayEnvironment: Environment {
             default: exit.value = plainValue
             }
             last = number
+            devices?.handle(exit, number: number)
             observe?(exit)
             return try advance()
         }
@@ -78,6 +91,7 @@ public final class ReplayEnvironment: Environment {
         }
         exit.identity.flags = flags
         last = number
+        devices?.handle(exit, number: number)
         observe?(exit)
         try advance()
     }
@@ -195,6 +209,7 @@ public final class ReplayEnvironment: Environment {
     }
 
     private func enter(_ entry: Entry) throws -> Entry {
+        devices?.enter(entry, after: last)
         try advance()
         return entry
     }

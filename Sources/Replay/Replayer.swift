@@ -16,6 +16,10 @@ public struct ReplayResult: Sendable {
     public var stopped: Bool
     public var seconds: Double
     public var landing: LandingStatistics
+    /// The devices at the end, where they were run again.
+    public var platform: Platform?
+    /// Where they first answered otherwise than in the recording.
+    public var deviceMismatch: DeviceMismatch?
 }
 
 /// Replays a trace.
@@ -39,7 +43,8 @@ public final class Replayer {
     /// Replays from the start to `target`, or to the end.
     ///
     /// - Throws: `TraceError`, `HostError`; a divergence is part of the result.
-    public func replay(to target: ExitNumber? = nil, started: (@escaping @Sendable () -> Void) -> Void = { _ in },
+    public func replay(to target: ExitNumber? = nil, withDevices: Bool = false, from platform: Platform? = nil,
+                       started: (@escaping @Sendable () -> Void) -> Void = { _ in },
                        observe: ((Exit) -> Void)? = nil) throws -> ReplayResult {
         guard let checkpoint = reader.checkpoints.first else {
             throw TraceError.corrupt(what: "the state at its start is missing", place: "checkpoint")
@@ -56,8 +61,10 @@ public final class Replayer {
             stopFlag.set()
             kicker.kick()
         }
+        let devices = try platform.map { DeviceReplay(platform: $0, engine: engine) }
+            ?? (withDevices ? DeviceReplay(reader: reader, checkpoint: checkpoint, engine: engine) : nil)
         let environment = try ReplayEnvironment(cursor: cursor, start: checkpoint.exit, target: target,
-                                                stopFlag: stopFlag, observe: observe)
+                                                stopFlag: stopFlag, devices: devices, observe: observe)
         let wall = ending?.wall ?? .seconds(1)
         environment.patience = .seconds(5) + Nanoseconds(min(wall.rawValue, 3_600_000_000_000) * 10)
         environment.longestElapsed = min(ending?.wall ?? .seconds(3600), .seconds(3600))
@@ -77,6 +84,8 @@ public final class Replayer {
         result.seconds = (hostTime() - start).seconds
         result.exits = machine.exit.rawValue - checkpoint.exit.rawValue
         result.landing = machine.landing
+        result.platform = devices?.platform
+        result.deviceMismatch = devices?.mismatch
         result.reachedEnd = result.divergence == nil && !result.stopped && target == nil
         if result.reachedEnd { compareEnd(&result, last: machine.exit) }
         return result

@@ -36,6 +36,11 @@ public enum EventKind: UInt8, CaseIterable, Codable, Sendable {
     case time = 33
     /// The recording ended at the anchor in the payload, between two exits.
     case endAtAnchor = 34
+    /// `DeviceInput`: the devices are given the machine time `value`, in nanoseconds; with `address` 1 everything due
+    /// by then has happened. Stands before the exit or the interrupt that comes of it.
+    case deviceTime = 35
+    /// `DeviceInput`: the payload came in on the first serial line.
+    case serialInput = 36
 
     /// Whether the event is an exit, which has a number.
     @inlinable public var isExit: Bool { rawValue < 16 }

@@ -101,7 +101,7 @@ struct EventsCommand: ParsableCommand {
         case .halt, .shutdown, .hypercall, .interruptAtExit, .interruptAtWindow, .nmiAtExit: break
         case .interruptAtAnchor, .nmiAtAnchor, .endAtAnchor:
             if let anchor = event.anchor { text += " at RIP \(hex(anchor.rip))" }
-        case .time: text += " \(Nanoseconds(event.value).seconds) s"
+        case .time, .deviceTime: text += " \(Nanoseconds(event.value).seconds) s"
         case .portRead, .mmioRead, .msrRead, .timestamp, .random:
             text += " -> " + (event.payload.map { bytes($0) } ?? hex(event.value))
         default: text += " = " + (event.payload.map { bytes($0) } ?? hex(event.value))

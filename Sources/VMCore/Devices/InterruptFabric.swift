@@ -69,6 +69,8 @@ public struct InterruptFabric: PortDevice {
         return vector
     }
 
+    var isNMIPending: Bool { localAPIC.isNMIPending }
+
     /// True once for each NMI that waits for the processor.
     public mutating func takeNMI() -> Bool {
         defer { localAPIC.isNMIPending = false }
@@ -145,6 +147,20 @@ public struct InterruptFabric: PortDevice {
             ioAPIC.writeMMIO(offset: offset, size: size, value: value, at: now)
         }
         settle()
+    }
+
+    /// Whether a local APIC register counts or sets the timer: its LVT entry, both counts and the divide configuration.
+    /// Wherever the page is: a guest moves it seldom, and the low bits tell.
+    @inline(__always) static func isTimerRegister(mmio address: UInt64) -> Bool {
+        isTimerRegister(UInt32(truncatingIfNeeded: address & (pageSize &- 1)) & 0xFF0)
+    }
+
+    @inline(__always) static func isTimerRegister(msr index: UInt64) -> Bool {
+        index >> 8 == 8 && isTimerRegister(UInt32(truncatingIfNeeded: index & 0xFF) << 4)
+    }
+
+    @inline(__always) private static func isTimerRegister(_ register: UInt32) -> Bool {
+        register == 0x320 || register == 0x380 || register == 0x390 || register == 0x3E0
     }
 
     /// Whether an MSR is the interrupt controllers': IA32_APIC_BASE or an x2APIC register.

@@ -4,10 +4,27 @@ public struct Platform: Device {
     public internal(set) var chipset: Chipset
     /// The level lines as they were last passed on.
     private var lines: UInt32 = 0
+    /// The machine time that the devices were given last; see `DeviceInput`.
+    public internal(set) var time = Nanoseconds(0)
+    /// Whether the processor waits for an interrupt: it has executed HLT and nothing has entered since. KVM without
+    /// interrupt controllers of its own leaves this to the monitor.
+    public internal(set) var isHalted = false
 
     public init(_ configuration: ChipsetConfiguration) {
         interrupts = InterruptFabric()
         chipset = Chipset(configuration)
+    }
+
+    private enum CodingKeys: String, CodingKey { case interrupts, chipset, lines, time, isHalted }
+
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        interrupts = try values.decode(InterruptFabric.self, forKey: .interrupts)
+        chipset = try values.decode(Chipset.self, forKey: .chipset)
+        lines = try values.decode(UInt32.self, forKey: .lines)
+        // Recordings of vmrr 0.1 don't say: they begin at power-on.
+        time = try values.decodeIfPresent(Nanoseconds.self, forKey: .time) ?? Nanoseconds(0)
+        isHalted = try values.decodeIfPresent(Bool.self, forKey: .isHalted) ?? false
     }
 
     @inline(__always)
@@ -95,9 +112,12 @@ public struct Platform: Device {
         passLines(at: now)
     }
 
-    /// Gives the UART a byte; false when it has no room or the guest doesn't look yet.
+    /// Whether the UART has room for a byte and the guest looks at it.
+    var canReceiveSerial: Bool { chipset.isSerialAttended && chipset.canReceiveSerial }
+
+    /// Gives the UART a byte; false when it can't receive one.
     mutating func receiveSerial(_ byte: UInt8, at now: Nanoseconds) -> Bool {
-        guard chipset.isSerialAttended, chipset.receiveSerial(byte, at: now) else { return false }
+        guard canReceiveSerial, chipset.receiveSerial(byte, at: now) else { return false }
         passLines(at: now)
         return true
     }
@@ -133,8 +153,8 @@ public struct Platform: Device {
 }
 
 extension Platform {
-    var hasOutput: Bool { chipset.hasOutput }
-    mutating func takeSerialOutput() -> [UInt8] { chipset.takeSerialOutput() }
-    mutating func takeDebugOutput() -> [UInt8] { chipset.takeDebugOutput() }
-    mutating func takeRequest() -> PowerRequest? { chipset.takeRequest() }
+    public var hasOutput: Bool { chipset.hasOutput }
+    public mutating func takeSerialOutput() -> [UInt8] { chipset.takeSerialOutput() }
+    public mutating func takeDebugOutput() -> [UInt8] { chipset.takeDebugOutput() }
+    public mutating func takeRequest() -> PowerRequest? { chipset.takeRequest() }
 }

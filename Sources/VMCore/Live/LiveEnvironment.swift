@@ -25,8 +25,13 @@ public final class LiveEnvironment: Environment {
     public let serial: SerialPort
     public let options: LiveOptions
     private let engine: any Engine
-    private let start = hostTime()
+    /// When machine time was 0.
+    private let start: Nanoseconds
     private var random: SeededGenerator?
+
+    /// Whether what the devices are given is kept for `takeDeviceInputs`.
+    public var logsDeviceInput = false
+    private var deviceInputs: [DeviceInput] = []
 
     /// Machine time of the last exit.
     public private(set) var lastExit = Nanoseconds(0)
@@ -37,7 +42,6 @@ public final class LiveEnvironment: Environment {
     private var nextDue: Nanoseconds?
     /// A moment at which someone else wants to be asked.
     private var attention: Nanoseconds?
-    private var isHalted = false
     private var request: PowerRequest?
     private var tripleFault = false
     private let stopRequested = SharedFlag()
@@ -48,6 +52,7 @@ public final class LiveEnvironment: Environment {
     private var waitingSince: Nanoseconds?
     private var graceEnds: Nanoseconds?
     private var windowRequestedAt: ExitNumber?
+    /// Whether it is an NMI.
     private var nmiWaits = false
     private var waitsForExit = false
     private var saidWaitsForExit = false
@@ -62,7 +67,9 @@ public final class LiveEnvironment: Environment {
     /// No kick comes sooner than this: a guest that is kicked before it has run an instruction never gets anywhere.
     private static let shortestRun = Nanoseconds.microseconds(30)
 
+    /// Machine time goes on from the devices' own: 0 at power-on, more where a recorded run goes live.
     public init(platform: Platform, serial: SerialPort, engine: any Engine, options: LiveOptions) {
+        start = Nanoseconds(hostTime().rawValue &- platform.time.rawValue)
         self.platform = platform
         self.serial = serial
         self.engine = engine
@@ -73,7 +80,7 @@ public final class LiveEnvironment: Environment {
     }
 
     /// Machine time: what the host's clock has counted since power-on.
-    public var now: Nanoseconds { hostTime() - start }
+    public var now: Nanoseconds { Nanoseconds(hostTime().rawValue &- start.rawValue) }
 
     /// Something that ends the run from any thread or a signal handler's thread.
     public var stopper: @Sendable () -> Void {
@@ -90,63 +97,17 @@ public final class LiveEnvironment: Environment {
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
         let now = now
         lastExit = now
-        if let due = nextDue, due <= now { advance(to: now) }
-        let identity = exit.identity
-        let size = Int(identity.size)
-        switch identity.kind {
-        case .portRead:
-            if let data = exit.data {
-                for i in 0..<Int(identity.count) {
-                    let value = platform.readPort(UInt16(truncatingIfNeeded: identity.address), size: size, at: now)
-                    withUnsafeBytes(of: value.littleEndian) {
-                        UnsafeMutableRawBufferPointer(rebasing: data[(i * size)...]).copyMemory(
-                            from: UnsafeRawBufferPointer(rebasing: $0[..<size]))
-                    }
-                }
-            } else {
-                exit.value = UInt64(platform.readPort(UInt16(truncatingIfNeeded: identity.address), size: size, at: now))
-                if size < 4 { exit.value &= (1 << (8 * UInt64(size))) - 1 }
-            }
-        case .portWrite:
-            if let data = exit.data {
-                for i in 0..<Int(identity.count) {
-                    var value: UInt32 = 0
-                    for j in (0..<size).reversed() { value = value << 8 | UInt32(data[i * size + j]) }
-                    platform.writePort(UInt16(truncatingIfNeeded: identity.address), size: size, value: value, at: now)
-                }
-            } else {
-                platform.writePort(UInt16(truncatingIfNeeded: identity.address), size: size,
-                                   value: UInt32(truncatingIfNeeded: exit.value), at: now)
-            }
-            if Platform.mayChangeDeadline(port: UInt16(truncatingIfNeeded: identity.address)) { afterWrite(at: now) }
-        case .mmioRead:
-            exit.value = platform.readMMIO(.init(identity.address), size: size, at: now)
-            if size < 8 { exit.value &= (1 << (8 * UInt64(size))) - 1 }
-        case .mmioWrite:
-            takeTaskPriority()
-            platform.writeMMIO(.init(identity.address), size: size, value: exit.value, at: now)
-            afterWrite(at: now)
-        case .msrRead:
-            takeTaskPriority()
-            if let value = platform.readMSR(UInt32(truncatingIfNeeded: identity.address), at: now) {
-                exit.value = value
-            } else {
-                exit.identity.flags |= EventIdentity.faulted
-            }
-        case .msrWrite:
-            takeTaskPriority()
-            if !platform.writeMSR(UInt32(truncatingIfNeeded: identity.address), value: exit.value, at: now) {
-                exit.identity.flags |= EventIdentity.faulted
-            }
-            afterWrite(at: now)
-        case .timestamp:
-            exit.value = now.rawValue  // a counter at 1 GHz
-        case .halt:
-            isHalted = true
-        case .shutdown:
-            tripleFault = true
+        if let due = nextDue, due <= now {
+            advance(to: now)
+            reschedule(at: now)
+        } else if Platform.dependsOnTime(exit.identity) {
+            give(.time(now))
+        }
+        switch exit.identity.kind {
+        case .timestamp: exit.value = now.rawValue  // a counter at 1 GHz
+        case .shutdown: tripleFault = true
         default:
-            break
+            if platform.handle(&exit, taskPriority: engine.taskPriority) { afterWrite(at: now) }
         }
     }
 
@@ -165,9 +126,31 @@ public final class LiveEnvironment: Environment {
 
     // MARK: Time
 
-    private func advance(to now: Nanoseconds) {
-        platform.advance(to: now)
-        reschedule(at: now)
+    private func advance(to now: Nanoseconds) { give(.advance(now)) }
+
+    private func give(_ input: DeviceInput) {
+        platform.receive(input)
+        if logsDeviceInput { deviceInputs.append(input) }
+    }
+
+    /// What the devices were given from outside since the last call, oldest first.
+    public func takeDeviceInputs(_ body: (DeviceInput) throws -> Void) rethrows {
+        guard !deviceInputs.isEmpty else { return }
+        defer { deviceInputs.removeAll(keepingCapacity: true) }
+        for input in deviceInputs { try body(input) }
+    }
+
+    /// Brings in what was typed, as far as the guest's serial line takes it.
+    private func deliverInput(at now: Nanoseconds) {
+        var taken: [UInt8] = []
+        serial.deliverInput(at: now) {
+            guard platform.canReceiveSerial else { return false }
+            if taken.isEmpty { give(.time(now)) }
+            taken.append($0)
+            platform.receive(.serial([$0]))
+            return true
+        }
+        if logsDeviceInput, !taken.isEmpty { deviceInputs.append(.serial(taken)) }
     }
 
     /// Arms the kick for whatever comes next: a device, typed input, the deadline, the end of a grace period.
@@ -203,13 +186,8 @@ public final class LiveEnvironment: Environment {
     public var wantsEntry: Bool {
         // The engine is asked first: an argument made by a call would have the interrupt controllers copied before it.
         let taskPriority = engine.taskPriority
-        return isHalted || endIsDue || request != nil || tripleFault || nmiWaits
+        return platform.isHalted || endIsDue || request != nil || tripleFault
             || platform.needsProcessor(taskPriority: taskPriority)
-    }
-
-    private func takeTaskPriority() {
-        let current = engine.taskPriority
-        if platform.interrupts.tpr >> 4 != current { platform.interrupts.tpr = current << 4 }
     }
 
     public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
@@ -218,14 +196,15 @@ public final class LiveEnvironment: Environment {
         if platform.interrupts.tpr >> 4 != engine.taskPriority {
             // An exit changed the register in the interrupt controller; anywhere else it was the guest that wrote CR8.
             if point == .exit { return .taskPriority(platform.interrupts.tpr >> 4) }
-            takeTaskPriority()
+            platform.interrupts.tpr = engine.taskPriority << 4
         }
         while true {
             let now = now
             let due = min(nextDue ?? now, now)
-            serial.deliverInput(at: now) { platform.receiveSerial($0, at: now) }
-            advance(to: now)
-            if platform.interrupts.takeNMI() { nmiWaits = true }
+            deliverInput(at: now)
+            if let moment = nextDue, moment <= now { advance(to: now) }
+            reschedule(at: now)
+            nmiWaits = platform.interrupts.isNMIPending
             let interrupts = platform.interrupts.interruptPending(tpr: engine.taskPriority << 4)
             if nmiWaits || interrupts {
                 if waitingSince == nil { waitingSince = due }
@@ -233,7 +212,7 @@ public final class LiveEnvironment: Environment {
             } else {
                 stopWaiting(now: now)
             }
-            guard isHalted else { return .proceed }
+            guard platform.isHalted else { return .proceed }
             if let ending = ending(at: now) { return .stop(ending) }
             if nextDue == nil && !serial.mayReceive { return .stop(.halted) }
             serial.wait(until: earliest(nextDue, options.deadline).map { start + $0 })
@@ -281,7 +260,7 @@ public final class LiveEnvironment: Environment {
                 engine.wantsRegisters = false
                 return enter(since: since, now: now)
             }
-            if isHalted { return nil }
+            if platform.isHalted { return nil }
             if options.placement == .immediate { return .proceedToWindow }
         }
         if engine.capabilities.exactWindow, !nmiWaits, point == .exit || windowRequestedAt == machine.exit {
@@ -328,13 +307,9 @@ public final class LiveEnvironment: Environment {
         graceEnds = nil
         windowRequestedAt = nil
         waitsForExit = false
-        isHalted = false
         defer { reschedule(at: now) }
-        if nmiWaits {
-            nmiWaits = false
-            return .nmi
-        }
-        guard let vector = platform.interrupts.acknowledge(tpr: engine.taskPriority << 4, at: now) else {
+        if platform.acknowledgeNMI() { return .nmi }
+        guard let vector = platform.acknowledgeInterrupt(taskPriority: engine.taskPriority) else {
             return .proceed
         }
         return .interrupt(vector)

@@ -1,0 +1,86 @@
+import Foundation
+import Recorder
+import Replay
+import Testing
+import Trace
+import VMCore
+
+/// Whether guests can run here; the reason is printed where they can't.
+enum KVM {
+    static let opened = Result {
+        let system = try KVMSystem()
+        return (system: system, capabilities: try SelfTests(system: system).capabilities())
+    }
+
+    static let isUsable: Bool = {
+        do {
+            _ = try opened.get()
+            return true
+        } catch {
+            print("SKIPPED: tests that need KVM: \(error)")
+            return false
+        }
+    }()
+}
+
+/// A recording of a built-in guest in a file of its own, which is deleted with it.
+final class RecordedGuest {
+    let path: String
+    let result: RunResult
+
+    /// - Parameter input: typed after 5 ms.
+    init(_ name: String, _ commandLine: String = "", input: String? = nil) throws {
+        let guest = try #require(BuiltInGuest.named(name))
+        path = FileManager.default.temporaryDirectory.appendingPathComponent("\(name)-\(UUID().uuidString).vmrr").path
+        var configuration = MachineConfiguration(image: guest.guestImage(commandLine: commandLine),
+                                                 memoryBytes: BuiltInGuest.memoryBytes, wallClockStart: 1_700_000_000)
+        configuration.timestamps = guest.timestamps
+        var options = RunOptions()
+        options.live.deadline = .seconds(20)
+        options.serial = try input.map { .script(try SerialScript(parsing: "5ms \"\($0)\"")) } ?? .none
+        options.consoleDescriptor = Self.nowhere
+        let kvm = try KVM.opened.get()
+        result = try Recording(path: path, guest: name, commandLine: [], version: "test")
+            .record(configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
+    }
+
+    deinit { try? FileManager.default.removeItem(atPath: path) }
+
+    private static let nowhere = open("/dev/null", O_WRONLY)
+
+    func reader() throws -> TraceReader { try TraceReader(path: path) }
+
+    func replayer() throws -> Replayer {
+        let kvm = try KVM.opened.get()
+        return try Replayer(reader: reader(), system: kvm.system, capabilities: kvm.capabilities)
+    }
+}
+
+@Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here"), .serialized) struct DeviceReplayTests {
+    private static let shortened = [
+        "ticker": "ticks=100", "spin": "ticks=100", "lost-update": "ticks=100", "clocks": "rounds=500",
+        "churn": "rounds=5", "user": "rounds=100", "smc": "rounds=100", "nested-irq": "ticks=100",
+        "nmi": "ipis=50 ticks=60", "fpu": "ticks=50", "paging": "rounds=20", "strings": "rounds=1",
+    ]
+
+    /// Devices that get what the recording's got give the answers that the recording's gave.
+    @Test(arguments: BuiltInGuest.all.map(\.name)) func answersAsRecorded(_ name: String) throws {
+        let guest = try RecordedGuest(name, Self.shortened[name] ?? "", input: name == "echo" ? "hello\\rquit\\r" : nil)
+        let result = try guest.replayer().replay(withDevices: true)
+        #expect(result.divergence == nil)
+        #expect(result.deviceMismatch == nil, "\(result.deviceMismatch!)")
+        #expect(result.platform != nil)
+    }
+
+    /// A platform at another time than the recording's doesn't pass for the recording's.
+    @Test func noticesOtherDevices() throws {
+        let guest = try RecordedGuest("clocks", "rounds=50")
+        let reader = try guest.reader()
+        let checkpoint = try #require(reader.checkpoints.first)
+        var platform = try JSONDecoder().decode(Platform.self, from: reader.state(of: checkpoint.id).devices)
+        platform.receive(.advance(.seconds(100)))
+        let result = try guest.replayer().replay(withDevices: true, from: platform)
+        #expect(result.divergence == nil)
+        #expect(result.deviceMismatch != nil)
+    }
+}
