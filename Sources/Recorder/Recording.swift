@@ -14,6 +14,7 @@ public struct RunResult: Sendable {
     public var interrupts = InterruptCounts()
     public var rawBytes: UInt64 = 0
     public var fileBytes: UInt64 = 0
+    public var checkpoints = CheckpointSpacing(policy: "none")
 }
 
 /// Where a run and the world outside meet.
@@ -66,6 +67,9 @@ public struct Recording {
     public var guest: String
     public var commandLine: [String]
     public var version: String
+    public var checkpoints = CheckpointPolicy()
+    /// Has every checkpoint compared with all of memory. For tests: it is slow.
+    public var checksWrites = false
 
     public init(path: String, guest: String, commandLine: [String], version: String) {
         self.path = path
@@ -81,15 +85,18 @@ public struct Recording {
         let description = describe(built, configuration, capabilities, options)
         let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
         defer { serial.restoreTerminal() }
-        // A file without its first state can't be replayed: what takes time comes before it.
-        let start = try startCheckpoint(built)
-        let writer = try TraceWriter(path: path, metadata: [TraceDescription.key: description],
-                                     options: TraceWriterOptions(overwrite: overwrite))
-        do {
-            try write(start, of: built, to: writer)
-        } catch let error as TraceError {
-            try? writer.finish()
-            throw error
+        let memory = built.engine.memory
+        let digests = MemoryDigestTable(memory: memory)
+        let writer = try TraceWriter(
+            path: path, metadata: [TraceDescription.key: description, CheckpointSpacing.key: checkpoints.description],
+            options: TraceWriterOptions(overwrite: overwrite), first: startCheckpoint(built, digests)
+        ) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
+            try memory.forEachTouchedPage { page in
+                guard let address = memory.address(ofFilePage: page), let bytes = memory.page(page).baseAddress else {
+                    return
+                }
+                try body(address.rawValue / UInt64(pageSize), bytes)
+            }
         }
 
         var live = options.live
@@ -100,6 +107,13 @@ public struct Recording {
         let environment = RecordingEnvironment(live: world, writer: writer)
         let machine = Machine(engine: built.engine, environment: environment)
         _ = try machine.watch.get()
+        if checkpoints.spacing != .never {
+            let checkpointer = try Checkpointer(machine: machine, writer: writer, digests: digests,
+                                                checksWrites: checksWrites)
+            environment.takeCheckpoints(checkpointer, when: checkpoints)
+        }
+        // Whatever happens, no thread outlives the recording.
+        defer { _ = environment.finishCheckpoints() }
         let ending = try endingOf(machine)
         return try finish(ending, machine: machine, environment: environment, world: world, writer: writer)
     }
@@ -115,26 +129,12 @@ public struct Recording {
     }
 
     /// The complete state at exit 0, without memory.
-    private func startCheckpoint(_ built: BuiltMachine) throws -> NewCheckpoint {
+    private func startCheckpoint(_ built: BuiltMachine, _ digests: MemoryDigestTable) throws -> NewCheckpoint {
         let state = try built.engine.state()
-        let memory = built.engine.memory
         return NewCheckpoint(
             exit: .start, cpu: Data(state.encoded()), devices: try JSONEncoder().encode(built.platform),
-            digests: CheckpointDigests(
-                state: state.digest.description, memory: MemoryDigest.ofAll(memory, kind: .masked).description,
-                strictMemory: MemoryDigest.ofAll(memory, kind: .strict).description))
-    }
-
-    private func write(_ checkpoint: NewCheckpoint, of built: BuiltMachine, to writer: TraceWriter) throws {
-        let memory = built.engine.memory
-        try writer.writeCheckpoint(checkpoint) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
-            try memory.forEachTouchedPage { page in
-                guard let address = memory.address(ofFilePage: page), let bytes = memory.page(page).baseAddress else {
-                    return
-                }
-                try body(address.rawValue / UInt64(pageSize), bytes)
-            }
-        }
+            digests: CheckpointDigests(state: state.digest.description, memory: digests.masked.description,
+                                       strictMemory: digests.strict.description))
     }
 
     private func finish(_ ending: Ending, machine: Machine, environment: RecordingEnvironment,
@@ -146,6 +146,7 @@ public struct Recording {
         case .hostLimit, .traceFull: break
         default: digests = environment.endIsExact ? try machine.digests() : nil
         }
+        let spacing = environment.finishCheckpoints()
         var detail: String?
         switch ending {
         case .hostLimit(let text), .traceFull(let text): detail = text
@@ -157,7 +158,7 @@ public struct Recording {
             latency: .init(world.latency), wall: wall)
         var result = ending
         do {
-            try writer.finish(meta: [TraceEnding.key: end])
+            try writer.finish(meta: [TraceEnding.key: end, CheckpointSpacing.key: spacing])
         } catch {
             guard case .full = error else { throw error }
             result = .traceFull(error.description)
@@ -165,7 +166,7 @@ public struct Recording {
         }
         return RunResult(ending: result, exits: writer.exits.rawValue, digests: digests, seconds: wall.seconds,
                          latency: end.latency, events: writer.events, interrupts: environment.interrupts,
-                         rawBytes: writer.rawBytes, fileBytes: writer.fileBytes)
+                         rawBytes: writer.rawBytes, fileBytes: writer.fileBytes, checkpoints: spacing)
     }
 }
 

@@ -10,6 +10,10 @@ public final class RecordingEnvironment: Environment {
     public private(set) var endIsExact = true
 
     private var checkIsDue = false
+    /// When checkpoints are due, and who takes them. None are taken until `takeCheckpoints` is called.
+    private var policy = CheckpointPolicy(.never)
+    private var checkpointer: Checkpointer?
+    private var checkpointIsDue = false
     private var lastTime = Nanoseconds(0)
     private var lastAnchor = Nanoseconds(0)
     private var lastAnchorThreadTime = Nanoseconds(0)
@@ -41,16 +45,22 @@ public final class RecordingEnvironment: Environment {
             try writer.append(exit.identity, value: exit.value)
         }
         if number.rawValue & (Self.checkInterval - 1) == 0 { checkIsDue = true }
+        if policy.isDue(at: number, now: live.lastExit) { checkpointIsDue = true }
         if live.lastExit - lastTime >= Self.timeInterval {
             lastTime = live.lastExit
             try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
         }
     }
 
-    public var wantsEntry: Bool { live.wantsEntry || checkIsDue || endRequestedAt != nil }
+    public var wantsEntry: Bool { live.wantsEntry || checkIsDue || checkpointIsDue || endRequestedAt != nil }
     public var wantsStop: Bool { live.wantsStop }
 
     public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
+        // Before anything else enters: the first time that an exit is asked about.
+        if checkpointIsDue, point == .exit {
+            checkpointIsDue = false
+            try takeCheckpoint(of: machine)
+        }
         if checkIsDue, point == .exit {
             checkIsDue = false
             try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
@@ -90,6 +100,30 @@ public final class RecordingEnvironment: Environment {
                 }
             }
         }
+    }
+
+    // MARK: Checkpoints
+
+    /// Has `checkpointer` take checkpoints from now on, when `policy` wants them.
+    func takeCheckpoints(_ checkpointer: Checkpointer, when policy: CheckpointPolicy) {
+        self.checkpointer = checkpointer
+        self.policy = policy
+    }
+
+    private func takeCheckpoint(of machine: Machine) throws {
+        guard let checkpointer else { return }
+        let before = policy.spreadTo
+        let pause = try checkpointer.take(of: machine, devices: live.platform, event: writer.events, guest: live.lastExit)
+        policy.took(pause, at: machine.exit, now: live.now)
+        // For a recording that is killed; the end writes it again.
+        if before == nil, policy.spreadTo != nil { try writer.setMeta(CheckpointSpacing.key, policy.description) }
+    }
+
+    /// Waits until all checkpoints are with the writer, and says how far apart they were.
+    func finishCheckpoints() -> CheckpointSpacing {
+        checkpointer?.finish()
+        checkpointer = nil
+        return policy.description
     }
 
     private func record(vector: UInt8, isNMI: Bool, at point: EntryPoint, of machine: Machine) throws {

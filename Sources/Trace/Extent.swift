@@ -18,6 +18,17 @@ struct NewExtent {
         data = LZ4.compress(content) ?? content
     }
 
+    /// The pages again.
+    func content() throws(TraceError) -> [UInt8] {
+        let size = pages * TraceFormat.pageBytes
+        if data.count == size { return data }
+        do throws(Malformed) {
+            return try LZ4.decompress(data, size: size)
+        } catch {
+            throw error.at("extent \(id)")
+        }
+    }
+
     func insert(into db: Database) throws {
         try db.cachedStatement(sql: "INSERT INTO extent(id, pages, digest, data) VALUES (?, ?, ?, ?)")
             .execute(arguments: [id, pages, Data(digest.canonical), Data(data)])
@@ -59,7 +70,7 @@ extension Fields {
 struct ExtentCache {
     private var content: [Int64: (bytes: [UInt8], used: UInt64)] = [:]
     private var clock: UInt64 = 0
-    /// Extents to keep, 64 KiB each.
+    /// Extents to keep.
     private let capacity: Int
 
     init(capacity: Int) { self.capacity = capacity }
@@ -70,6 +81,10 @@ struct ExtentCache {
         }
         clock += 1
         content[id] = (bytes, clock)
+    }
+
+    mutating func remove(_ ids: Set<Int64>) {
+        content = content.filter { !ids.contains($0.key) }
     }
 
     mutating func bytes(_ id: Int64, else load: (Int64) throws(TraceError) -> [UInt8]) throws(TraceError) -> [UInt8] {
@@ -84,51 +99,117 @@ struct ExtentCache {
     }
 }
 
+/// How pages that were stored are reached: through the file, or within the transaction that creates it.
+struct ExtentFile {
+    let read: (Int64) throws(TraceError) -> [UInt8]
+    let write: ([NewExtent]) throws(TraceError) -> Void
+
+    init(_ store: Store) {
+        read = { id throws(TraceError) in try store.read { db in try readExtent(id, db) } }
+        write = { extents throws(TraceError) in
+            try store.write { db in for extent in extents { try extent.insert(into: db) } }
+        }
+    }
+
+    init(_ store: Store, within db: Database) {
+        read = { id throws(TraceError) in try store.translating(db) { try readExtent(id, db) } }
+        write = { extents throws(TraceError) in
+            try store.translating(db) { for extent in extents { try extent.insert(into: db) } }
+        }
+    }
+}
+
+/// Where contents are that were stored: the latest 64 Ki to 128 Ki of them. One that was forgotten is stored again.
+private struct ContentIndex {
+    private static let generation = 1 << 16
+    private var young: [ContentDigest: UInt64] = [:]
+    private var old: [ContentDigest: UInt64] = [:]
+
+    mutating func slot(of digest: ContentDigest) -> UInt64? {
+        if let slot = young[digest] { return slot }
+        guard let slot = old[digest] else { return nil }
+        insert(slot, of: digest)
+        return slot
+    }
+
+    mutating func insert(_ slot: UInt64, of digest: ContentDigest) {
+        if young.count >= Self.generation {
+            old = young
+            young = [:]
+        }
+        young[digest] = slot
+    }
+
+    mutating func forget(_ extents: Set<Int64>) {
+        young = young.filter { !extents.contains(PageContent.extent($0.value)) }
+        old = old.filter { !extents.contains(PageContent.extent($0.value)) }
+    }
+}
+
 /// Turns pages into extents, each different content once. Knows no file: it is given a way to read an extent back.
 ///
-/// Memory: about 50 bytes for each different page of the recording, and 2 MiB.
+/// Memory: at most 8 MiB for the index, and 2 MiB of extents.
 struct PagePacker {
-    /// Where each content is that was stored.
-    private var slots: [ContentDigest: UInt64] = [:]
-    private var cache = ExtentCache(capacity: 32)
+    private static let cacheBytes = 2 << 20
+    private let extentBytes: Int
+    private var index = ContentIndex()
+    private var cache: ExtentCache
     private var open: [UInt8] = []
     private var nextID: Int64 = 1
     /// Closed extents that aren't in the file yet.
-    private(set) var pending: [NewExtent] = []
+    private var pending: [NewExtent] = []
+    /// Their bytes.
+    private(set) var pendingBytes = 0
+
+    init(pagesPerExtent: Int) {
+        extentBytes = pagesPerExtent * TraceFormat.pageBytes
+        cache = ExtentCache(capacity: Self.cacheBytes / extentBytes)
+    }
 
     /// The slot of `page`'s content, or zero. A slot with the same digest is compared byte by byte; pages whose
     /// digests agree by accident are stored apart.
-    mutating func pack(
-        _ page: UnsafeRawBufferPointer, load: (Int64) throws(TraceError) -> [UInt8]
-    ) throws(TraceError) -> PageContent {
+    mutating func pack(_ page: UnsafeRawBufferPointer, _ file: ExtentFile) throws(TraceError) -> PageContent {
         if isZero(page) { return .zero }
         let digest = ContentDigest(page)
-        if let slot = slots[digest], try content(of: slot, equals: page, load) { return .slot(slot) }
+        if let slot = index.slot(of: digest), try content(of: slot, equals: page, file) { return .slot(slot) }
         let position = open.count / TraceFormat.pageBytes
         let slot = UInt64(nextID) * UInt64(TraceFormat.Limit.pagesPerExtent) + UInt64(position)
-        if slots[digest] == nil { slots[digest] = slot }
+        index.insert(slot, of: digest)
         open += page
-        if position + 1 == TraceFormat.Limit.pagesPerExtent { close() }
+        if open.count == extentBytes { close() }
         return .slot(slot)
     }
 
-    /// Closes the extent that is being filled; returns all that must go to the file now.
-    mutating func takePending() -> [NewExtent] {
-        if !open.isEmpty { close() }
-        defer { pending = [] }
+    /// The full extents that must go to the file now.
+    mutating func takeClosed() -> [NewExtent] {
+        defer { (pending, pendingBytes) = ([], 0) }
         return pending
     }
 
+    /// The same, with the one that is being filled.
+    mutating func takeAll() -> [NewExtent] {
+        if !open.isEmpty { close() }
+        return takeClosed()
+    }
+
+    /// Uses no content of these extents any more: they go.
+    mutating func forget(_ extents: Set<Int64>) {
+        index.forget(extents)
+        cache.remove(extents)
+    }
+
     private mutating func close() {
-        pending.append(NewExtent(id: nextID, content: open))
+        let extent = NewExtent(id: nextID, content: open)
+        pendingBytes += extent.data.count
+        pending.append(extent)
         cache.insert(nextID, open)
         nextID += 1
         open = []
-        open.reserveCapacity(TraceFormat.Limit.pagesPerExtent * TraceFormat.pageBytes)
+        open.reserveCapacity(extentBytes)
     }
 
     private mutating func content(
-        of slot: UInt64, equals page: UnsafeRawBufferPointer, _ load: (Int64) throws(TraceError) -> [UInt8]
+        of slot: UInt64, equals page: UnsafeRawBufferPointer, _ file: ExtentFile
     ) throws(TraceError) -> Bool {
         let id = PageContent.extent(slot)
         let bytes: [UInt8]
@@ -137,14 +218,8 @@ struct PagePacker {
         } else {
             let pending = pending
             bytes = try cache.bytes(id) { id throws(TraceError) in
-                guard let extent = pending.first(where: { $0.id == id }) else { return try load(id) }
-                let size = extent.pages * TraceFormat.pageBytes
-                if extent.data.count == size { return extent.data }
-                do throws(Malformed) {
-                    return try LZ4.decompress(extent.data, size: size)
-                } catch {
-                    throw error.at("extent \(id)")
-                }
+                guard let first = pending.first?.id, id >= first else { return try file.read(id) }
+                return try pending[Int(id - first)].content()
             }
         }
         let offset = PageContent.position(slot) * TraceFormat.pageBytes

@@ -16,7 +16,9 @@
 /// What an outsider may find on disk:
 ///
 /// 1. An empty file, or one with a journal and no schema: killed before the first commit. Not a trace yet.
-/// 2. While recording, or killed between commits: a good trace of all that was committed, without `totals`. Beside it
+///    The first commit holds the tables and the checkpoint at the start, so there is no trace without a beginning.
+/// 2. While recording, or killed between commits: a good trace of all that was committed, without `totals`. It may hold
+///    extents that no checkpoint names yet: a checkpoint's pages come before its row. Beside it is
 ///    `NAME.vmrr-journal`, at most 64 KiB, whose header is zeroed: it says nothing and may be deleted. It is kept so
 ///    that its room on the disk is there when the disk is full. The last chunk may be replaced by a longer one that
 ///    begins with the same events; nothing else is ever rewritten.

@@ -97,3 +97,33 @@ struct PageMap: Equatable, Sendable {
         guard source.remaining == 0 else { throw Malformed("its page map is longer than its runs") }
     }
 }
+
+/// The slot of each page of a memory: 8 bytes a page, in leaves of 512 pages, so that holes cost nothing.
+struct PageTable {
+    /// Slots by page number; 0, which is no slot, for a page of zeros.
+    private var leaves: [UInt64: [UInt64]] = [:]
+
+    init() {}
+
+    /// Sets the slot of `page`, 0 for zeros; returns the one before.
+    mutating func set(_ page: UInt64, _ slot: UInt64) -> UInt64 {
+        if slot == 0, leaves[page / 512] == nil { return 0 }
+        var before = slot
+        swap(&leaves[page / 512, default: Array(repeating: 0, count: 512)][Int(page % 512)], &before)
+        return before
+    }
+
+    /// Calls `body` with each page that isn't zero and its slot, in ascending order of pages.
+    func forEach(_ body: (UInt64, UInt64) -> Void) {
+        for key in leaves.keys.sorted() {
+            for (place, slot) in leaves[key]!.enumerated() where slot != 0 { body(key * 512 + UInt64(place), slot) }
+        }
+    }
+
+    /// All pages that aren't zero.
+    func map() -> PageMap {
+        var map = PageMap()
+        forEach { map.append(page: $0, .slot($1)) }
+        return map
+    }
+}

@@ -60,6 +60,8 @@ final class RecorderThread: @unchecked Sendable {
 
     private struct Shared {
         var pending: [PendingRow] = []
+        /// Complete but for the events before them, in the order of those.
+        var checkpoints: [CheckpointRow] = []
         var failure: TraceError?
         var running = false
         var committed = TraceTotals(events: 0, exits: 0, failure: nil)
@@ -153,6 +155,7 @@ final class RecorderThread: @unchecked Sendable {
     }
 
     func add(_ row: PendingRow) { shared.withLock { $0.pending.append(row) } }
+    func add(_ row: CheckpointRow) { shared.withLock { $0.checkpoints.append(row) } }
 
     var failure: TraceError? { shared.withLock { $0.failure } }
 
@@ -236,19 +239,25 @@ final class RecorderThread: @unchecked Sendable {
 
     /// Commits `rows`, which go up to the tail's end, and whatever else waits.
     private func commit(_ rows: inout [ChunkRow]) throws(TraceError) {
-        let pending = shared.withLock { state in
-            defer { state.pending = [] }
-            return state.pending
+        let end = tail.firstEvent + UInt64(tail.events)
+        let (pending, checkpoints) = shared.withLock { state in
+            let ready = state.checkpoints.prefix { $0.event <= end }
+            defer {
+                state.pending = []
+                state.checkpoints.removeFirst(ready.count)
+            }
+            return (state.pending, ready)
         }
-        guard !rows.isEmpty || !pending.isEmpty else { return }
+        guard !rows.isEmpty || !pending.isEmpty || !checkpoints.isEmpty else { return }
         let chunks = rows
         try store.write { db in
             for row in chunks { try row.upsert(db) }
             for row in pending { try row.write(db) }
+            for row in checkpoints { try row.insert(into: db) }
         }
         rows = []
         let totals = TraceTotals(
-            events: tail.firstEvent + UInt64(tail.events),
+            events: end,
             exits: tail.firstExit + UInt64(tail.chunk.exits) - startExit, failure: nil)
         shared.withLock { $0.committed = totals }
         rawBytes.store(settled + UInt64(tail.chunk.raw), ordering: .relaxed)

@@ -16,7 +16,7 @@ struct Store: Sendable {
 
     /// Creates the file with its tables and `rows`, in one transaction.
     static func create(
-        path: String, overwrite: Bool, _ rows: (Database) throws -> Void
+        path: String, overwrite: Bool, _ rows: (Store, Database) throws -> Void
     ) throws(TraceError) -> Store {
         try claim(path, overwrite: overwrite)
         do {
@@ -25,7 +25,7 @@ struct Store: Sendable {
                 try db.execute(sql: "PRAGMA application_id = \(TraceFormat.applicationID)")
                 try db.execute(sql: "PRAGMA user_version = \(TraceFormat.version)")
                 for table in TraceFormat.schema { try db.execute(sql: table.sql) }
-                try rows(db)
+                try rows(store, db)
             }
             return store
         } catch {
@@ -254,6 +254,11 @@ struct Store: Sendable {
         } catch {
             throw Self.translate(error, path: path, systemError: 0)
         }
+    }
+
+    /// Runs `body` within what `read` or `write` is doing on `db`.
+    func translating<T>(_ db: Database, _ body: () throws -> T) throws(TraceError) -> T {
+        do { return try body() } catch { throw translate(error, db) }
     }
 
     private func translate(_ error: any Error, _ db: Database) -> TraceError {

@@ -28,7 +28,8 @@ public struct TraceWriterOptions: Sendable {
 ///
 /// When the disk is full the file stays good, and `append`, `flush` and `finish` throw `TraceError.full` from then on.
 ///
-/// Notes, meta values and `failure` are for any thread; everything else is for one thread at a time.
+/// Notes, meta values and `failure` are for any thread, pages and checkpoints for one that may be another than the
+/// events'; everything else is for one thread at a time.
 public final class TraceWriter: @unchecked Sendable {
     private let log: EventLog
     private let recorder: RecorderThread
@@ -42,20 +43,34 @@ public final class TraceWriter: @unchecked Sendable {
 
     private enum State { case open, finished }
 
+    /// Gives each page that isn't zero, in ascending order of page numbers, with a pointer to its 4096 bytes.
+    public typealias Pages = ((UInt64, UnsafeRawPointer) throws(TraceError) -> Void) throws -> Void
+
     /// Creates `path` and starts the writer's thread. `metadata` becomes rows of `meta`.
+    ///
+    /// The tables and the checkpoint `first`, with `pages`, come to be in one commit: a recording that is killed before
+    /// it leaves no trace, and one that is killed after it a trace with a beginning.
     ///
     /// Throws `.exists` where the file exists and may not be overwritten.
     public init(
-        path: String, metadata: [String: any Encodable & Sendable] = [:], options: TraceWriterOptions = .init()
+        path: String, metadata: [String: any Encodable & Sendable] = [:], options: TraceWriterOptions = .init(),
+        first: NewCheckpoint? = nil, pages: Pages = { _ in }
     ) throws(TraceError) {
         let meta = try metadata.map { key, value throws(TraceError) in try MetaRow(key: key, value: value) }
         let encoder = try ChunkEncoder(level: options.compressionLevel)
         let start = try MetaRow(
             format: TraceFormat.Key.start, value: TraceStart(exit: options.firstExit.rawValue, event: 0))
-        store = try Store.create(path: path, overwrite: options.overwrite) { db in
+        var checkpoints = try CheckpointWriter()
+        store = try Store.create(path: path, overwrite: options.overwrite) { store, db in
             for row in [start] + meta { try row.upsert(db) }
             try MetaRow.insertReserve(db)
+            guard let first else { return }
+            let file = ExtentFile(store, within: db)
+            checkpoints.begin(parent: nil)
+            try pages { page, bytes throws(TraceError) in try checkpoints.add(page, bytes, file) }
+            try checkpoints.finish(first, event: 0).insert(into: db)
         }
+        self.checkpoints = checkpoints
         // Rewriting the reserve once makes the journal as large as the ending's transaction may need.
         let journal = store
         try journal.write { db in try MetaRow.insertReserve(db) }
@@ -67,7 +82,6 @@ public final class TraceWriter: @unchecked Sendable {
         head.initialize(to: EventHead(log.ring[0], events: 0, exits: options.firstExit.rawValue))
         recorder = RecorderThread(
             log: log, store: store, encoder: encoder, firstExit: options.firstExit.rawValue, failed: failed)
-        checkpoints = try CheckpointWriter()
         recorder.start()
     }
 
@@ -174,30 +188,58 @@ public final class TraceWriter: @unchecked Sendable {
 
     // MARK: Checkpoints
 
-    /// Writes a checkpoint, after committing all events before it.
+    /// Writes a checkpoint, after committing all events before it. No other thread is writing one.
     ///
     /// `pages` calls its argument for each page that may differ from the parent's, in ascending order of page numbers,
     /// with a pointer to the page's 4096 bytes. Without a parent: for each page that isn't zero, at least.
     @discardableResult
-    public func writeCheckpoint(
-        _ checkpoint: NewCheckpoint,
-        pages: ((UInt64, UnsafeRawPointer) throws(TraceError) -> Void) throws -> Void
-    ) throws -> CheckpointID {
+    public func writeCheckpoint(_ checkpoint: NewCheckpoint, pages: Pages) throws -> CheckpointID {
         try flush()
         guard checkpoint.exit <= exits else { throw TraceError.invalid("a checkpoint is ahead of its exit") }
-        let batch = try checkpoints.prepare(checkpoint, event: events, store: store, pages: pages)
-        try commit(batch)
+        let file = ExtentFile(store)
+        checkpoints.begin(parent: checkpoint.parent)
+        let batch: CheckpointBatch
+        do {
+            try pages { page, bytes throws(TraceError) in try checkpoints.add(page, bytes, file) }
+            batch = try checkpoints.finish(checkpoint, event: events)
+        } catch {
+            checkpoints.abandon()
+            throw error
+        }
+        try failing { () throws(TraceError) in try store.write { db in try batch.insert(into: db) } }
+        recorder.measure()
         return CheckpointID(batch.row.id)
     }
 
-    private func commit(_ batch: CheckpointBatch) throws(TraceError) {
-        do {
-            try store.write { db in try batch.insert(into: db) }
+    /// Adds a page to the checkpoint that `addCheckpoint` will complete: one that may differ from the checkpoint
+    /// before. Pages come in ascending order; `bytes` are the page's 4096.
+    ///
+    /// For one thread, which may be another than the events'.
+    public func addPage(_ page: UInt64, _ bytes: UnsafeRawPointer) throws(TraceError) {
+        let file = ExtentFile(store)
+        try failing { () throws(TraceError) in try checkpoints.add(page, bytes, file) }
+    }
+
+    /// Completes a checkpoint of the pages added, which follows the one before, and hands it to the writer's thread:
+    /// it is committed with the last of the `event` events before it, or after them.
+    ///
+    /// For the thread that adds the pages.
+    public func addCheckpoint(_ checkpoint: NewCheckpoint, event: UInt64) throws(TraceError) {
+        try failing { () throws(TraceError) in
+            let batch = try checkpoints.finish(checkpoint, event: event)
+            if !batch.extents.isEmpty { try ExtentFile(store).write(batch.extents) }
+            recorder.add(batch.row)
+        }
+    }
+
+    /// Runs `body`; after an error nothing is written any more.
+    private func failing(_ body: () throws(TraceError) -> Void) throws(TraceError) {
+        do throws(TraceError) {
+            try body()
         } catch {
             recorder.fail(error)
             throw error
         }
-        recorder.measure()
     }
 
     // MARK: The end

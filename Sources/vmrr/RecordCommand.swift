@@ -28,6 +28,14 @@ struct RecordCommand: ParsableCommand {
                                valueName: "seed"))
     var varyTiming: UInt64?
 
+    @Option(help: ArgumentHelp("How far apart checkpoints are: a time such as 250ms, so many exits such as 10000exits, or "
+        + "none. Default: every 250ms, and after 5000 exits where 50ms have gone by. They are spread out where they take "
+        + "more than 5 % of the time.", valueName: "spacing"))
+    var checkpointEvery: String?
+
+    @Flag(help: ArgumentHelp("Compare all memory at each checkpoint.", visibility: .private))
+    var checkWrites = false
+
     @Flag(help: "Print a report in JSON on standard output; the guest's console goes to standard error.")
     var json = false
 
@@ -55,6 +63,14 @@ struct RecordCommand: ParsableCommand {
             var recording = Recording(path: path, guest: guest.name, commandLine: CommandLine.arguments,
                                       version: VMRR.version)
             recording.overwrite = force
+            recording.checksWrites = checkWrites
+            if let checkpointEvery {
+                guard let spacing = CheckpointPolicy.Spacing(parsing: checkpointEvery) else {
+                    throw UsageError("--checkpoint-every takes a time such as 250ms, a number of exits such as "
+                        + "10000exits, or none, not '\(checkpointEvery)'")
+                }
+                recording.checkpoints = CheckpointPolicy(spacing)
+            }
             let (result, runs) = try withExtendedLifetime(watch) {
                 try guest.naming {
                     untilFailure

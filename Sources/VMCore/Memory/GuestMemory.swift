@@ -41,6 +41,15 @@ public struct MemoryLayoutMap: Codable, Equatable, Sendable {
     /// Bytes of the memory file.
     public var fileBytes: UInt64 { regions.map { $0.fileOffset &+ $0.bytes }.max() ?? 0 }
 
+    /// The guest physical address of a page of the memory file; nil for a page in a hole.
+    public func address(ofFilePage page: Int) -> GuestPhysicalAddress? {
+        let offset = UInt64(page) * UInt64(pageSize)
+        for region in regions where offset >= region.fileOffset && offset < region.fileOffset + region.bytes {
+            return region.address + (offset - region.fileOffset)
+        }
+        return nil
+    }
+
     /// Whether the map, which may come from a file, is one that can be made.
     public var isValid: Bool {
         var last: UInt64 = 0
@@ -102,13 +111,7 @@ public final class GuestMemory {
     }
 
     /// The guest physical address of a page of the memory file; nil for a page in a hole.
-    public func address(ofFilePage page: Int) -> GuestPhysicalAddress? {
-        let offset = UInt64(page) * UInt64(pageSize)
-        for region in map.regions where offset >= region.fileOffset && offset < region.fileOffset + region.bytes {
-            return region.address + (offset - region.fileOffset)
-        }
-        return nil
-    }
+    public func address(ofFilePage page: Int) -> GuestPhysicalAddress? { map.address(ofFilePage: page) }
 
     /// The page of the memory file at a guest page number; nil in a hole.
     public func filePage(ofGuestPage number: UInt64) -> Int? {

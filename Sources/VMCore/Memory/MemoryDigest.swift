@@ -111,3 +111,30 @@ public final class MemoryDigest {
         return total
     }
 }
+
+/// Both digests of a memory, kept current by someone who is given copies of its pages: 32 bytes a page.
+public final class MemoryDigestTable {
+    private var pages: [(masked: Digest128, strict: Digest128)]
+    private let scratch = UnsafeMutableRawPointer.allocate(byteCount: pageSize, alignment: 64)
+    public private(set) var masked = Digest128()
+    public private(set) var strict = Digest128()
+
+    /// Reads all of memory.
+    public init(memory: GuestMemory) {
+        pages = Array(repeating: (Digest128(), Digest128()), count: memory.filePages)
+        memory.forEachTouchedPage { update(page: $0, content: memory.page($0)) }
+    }
+
+    deinit { scratch.deallocate() }
+
+    /// Takes a page's content into the digests. `content` has `pageSize` bytes, aligned to 4.
+    public func update(page: Int, content: UnsafeRawBufferPointer) {
+        let new = (digest(ofPage: content, number: page, kind: .masked, scratch: scratch),
+                   digest(ofPage: content, number: page, kind: .strict, scratch: scratch))
+        masked.subtract(pages[page].masked)
+        strict.subtract(pages[page].strict)
+        pages[page] = new
+        masked.add(new.0)
+        strict.add(new.1)
+    }
+}
