@@ -129,4 +129,29 @@ enum KVM {
         state.control.cr0 = 0x8000_0000  // paging without protection
         #expect(throws: HostError.self) { try engine.setState(state) }
     }
+
+    /// MOV to CR8 makes no exit where it raises the priority: the devices hear of it at the next one.
+    @Test func taskPrioritySurvivesAnExit() throws {
+        // MOV EAX, 5; MOV CR8, RAX; OUT 0x81, AL; MOV RAX, CR8; OUT 0xF4, AL
+        let engine = try engine([0xB8, 5, 0, 0, 0, 0x44, 0x0F, 0x22, 0xC0, 0xE6, 0x81, 0x44, 0x0F, 0x20, 0xC0, 0xE6, 0xF4])
+        // Long mode, the first 2 MiB mapped onto themselves.
+        for (address, entry) in [(0x10000, 0x11003), (0x11000, 0x12003), (0x12000, 0x83)] as [(UInt64, UInt64)] {
+            engine.memory.write(withUnsafeBytes(of: entry.littleEndian) { Array($0) }, at: .init(address))
+        }
+        var state = try engine.state()
+        state.control.cr0 = 0x8000_0011
+        state.control.cr3 = 0x10000
+        state.control.cr4 = 0x20
+        state.control.efer = 0x500
+        state.cs = SegmentRegister(selector: 8, base: 0, limit: .max, attributes: 0xA9B)
+        state.general.rip = 0x1000
+        try engine.setState(state)
+        let platform = Platform(ChipsetConfiguration(memoryBytes: 2 << 20, wallClockStart: 0))
+        var options = LiveOptions()
+        options.deadline = .seconds(5)
+        let live = LiveEnvironment(platform: platform, serial: try SerialPort(.none), engine: engine, options: options)
+        let ending = try Machine(engine: engine, environment: live).run()
+        let registers = try engine.registers()
+        #expect(ending == .debugExit(5), "\(ending) at \(registers)")
+    }
 }
