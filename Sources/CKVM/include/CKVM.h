@@ -45,7 +45,6 @@ CKVM_REQUEST(GET_SUPPORTED_CPUID);
 CKVM_REQUEST(CREATE_VCPU);
 CKVM_REQUEST(SET_USER_MEMORY_REGION);
 CKVM_REQUEST(SET_TSS_ADDR);
-CKVM_REQUEST(SET_IDENTITY_MAP_ADDR);
 CKVM_REQUEST(ENABLE_CAP);
 CKVM_REQUEST(X86_SET_MSR_FILTER);
 CKVM_REQUEST(GET_DIRTY_LOG);
@@ -64,7 +63,6 @@ CKVM_REQUEST(GET_DEBUGREGS);
 CKVM_REQUEST(SET_DEBUGREGS);
 CKVM_REQUEST(GET_VCPU_EVENTS);
 CKVM_REQUEST(SET_VCPU_EVENTS);
-CKVM_REQUEST(GET_MP_STATE);
 CKVM_REQUEST(SET_MP_STATE);
 CKVM_REQUEST(SET_CPUID2);
 CKVM_REQUEST(SET_GUEST_DEBUG);
@@ -107,7 +105,6 @@ static inline uint8_t ckvm_emulation_byte(const struct kvm_run *r, unsigned i) {
 static inline uint64_t ckvm_fail_entry_reason(const struct kvm_run *r) {
     return r->fail_entry.hardware_entry_failure_reason;
 }
-static inline uint32_t ckvm_system_event_type(const struct kvm_run *r) { return r->system_event.type; }
 
 static inline struct kvm_regs *ckvm_sync_regs(struct kvm_run *r) { return &r->s.regs.regs; }
 static inline struct kvm_sregs *ckvm_sync_sregs(struct kvm_run *r) { return &r->s.regs.sregs; }
@@ -171,7 +168,6 @@ static inline uint64_t ckvm_thread_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 static inline int ckvm_memfd(const char *name) { return (int)syscall(SYS_memfd_create, name, 1u /* MFD_CLOEXEC */); }
-static inline uint64_t ckvm_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 static inline void ckvm_ignore_signal(int signal) {
     struct sigaction action;
     memset(&action, 0, sizeof action);

@@ -55,9 +55,6 @@ final class KVMVirtualCPU {
         try set("KVM_SET_DEBUGREGS", ckvm_SET_DEBUGREGS, value)
     }
 
-    func mpState() throws(SystemCallError) -> UInt32 {
-        try get("KVM_GET_MP_STATE", ckvm_GET_MP_STATE, kvm_mp_state()).mp_state
-    }
     func setMPState(_ value: UInt32) throws(SystemCallError) {
         try set("KVM_SET_MP_STATE", ckvm_SET_MP_STATE, kvm_mp_state(mp_state: value))
     }
