@@ -22,9 +22,19 @@ public final class Machine {
         self.exit = exit
     }
 
-    /// Runs until the environment stops it.
-    public func run() throws -> Ending {
-        var point = EntryPoint.exit
+    /// Whether the guest stands within an instruction that has made one exit and waits with the next. Its registers
+    /// are those before the instruction, so that the state alone doesn't say where it stands.
+    public var isWithinInstruction: Bool { held != nil }
+
+    /// Goes on from another place: the engine and its memory have been given the state at `exit`.
+    public func move(to exit: ExitNumber) {
+        self.exit = exit
+        held = nil
+    }
+
+    /// Runs until the environment stops it. `point` is where the guest stands.
+    public func run(at point: EntryPoint = .exit) throws -> Ending {
+        var point = point
         while true {
             var stop = StopCondition.none
             if point != .exit || environment.wantsEntry {

@@ -376,6 +376,9 @@ public final class KVMEngine: Engine {
             try vcpu.restore(state, withAVX: hasXSave, area: xsaveArea)
             run.pointee.cr8 = state.control.cr8
         } catch { throw .call(error) }
+        // Whether the guest can take an interrupt now is known only once the kernel has looked.
+        isPending = true
+        guard try settle() == nil else { throw .unexpectedExit(reason: run.pointee.exit_reason) }
     }
 
     public func registers() throws(HostError) -> CoreRegisters {

@@ -207,9 +207,15 @@ extension KVMVirtualCPU {
     func restore(_ state: CPUState, withAVX: Bool, area: UnsafeMutableRawPointer) throws(SystemCallError) {
         try setMPState(state.events.halted ? 3 : 0)
         try set(state.general.kvm)
-        var special = try specialRegisters()
-        special.interrupt_bitmap = (0, 0, 0, 0)
+        var special = kvm_sregs()
         state.core.fill(&special)
+        if state.control.cr0 >> 31 & 1 == 1 {
+            // Page tables change along with the state, and the kernel drops the guest's translations only where a
+            // control register changes. Source: Linux, arch/x86/kvm/x86.c, __set_sregs.
+            special.cr3 ^= UInt64(pageSize)
+            try set(special)
+            special.cr3 ^= UInt64(pageSize)
+        }
         try set(special)
         if withAVX {
             var xcrs = kvm_xcrs()

@@ -357,6 +357,7 @@ public final class SharedFlag: @unchecked Sendable {
     deinit { value.deallocate() }
 
     public func set() { ckvm_store(value, 1) }
+    public func clear() { ckvm_store(value, 0) }
     public var isSet: Bool { ckvm_load(value) != 0 }
 }
 

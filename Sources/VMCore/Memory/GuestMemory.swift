@@ -160,13 +160,18 @@ public final class GuestMemory {
 
     /// Replaces a page; nil content is a page of zeros.
     public func setPage(_ filePage: Int, to content: UnsafeRawBufferPointer?) {
+        replacePage(filePage, by: content)
+        monitorWrites.insert(filePage)
+    }
+
+    /// The same without a note of it: for whoever tells those that follow writes.
+    func replacePage(_ filePage: Int, by content: UnsafeRawBufferPointer?) {
         let target = hostAddress(ofFilePage: filePage)
         if let source = content?.baseAddress {
             target.copyMemory(from: source, byteCount: pageSize)
         } else {
             memset(target, 0, pageSize)
         }
-        monitorWrites.insert(filePage)
     }
 
     /// The pages of the memory file that the monitor wrote since the last call.

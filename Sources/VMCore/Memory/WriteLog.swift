@@ -3,8 +3,8 @@
 /// An engine forgets what it has reported. So the log is the only one that asks it, and each follower has a set of its
 /// own: the pages that may have been written since it took them last.
 public final class WriteLog {
-    private let engine: any Engine
-    private var followers: [Follower] = []
+    fileprivate let engine: any Engine
+    fileprivate private(set) var followers: [Follower] = []
 
     /// Starts to track writes; everything before counts as known.
     public init(engine: any Engine) throws {
@@ -64,6 +64,13 @@ public final class WriteLog {
             }
             first = .max
             last = -1
+        }
+
+        /// Replaces a page; nil content is a page of zeros. This follower knows, the others are told.
+        public func setPage(_ page: Int, to content: UnsafeRawBufferPointer?) {
+            guard let log else { return }
+            log.engine.memory.replacePage(page, by: content)
+            for other in log.followers where other !== self { other.insert(page) }
         }
 
         /// Ends the following.
