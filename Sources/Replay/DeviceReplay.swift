@@ -8,48 +8,63 @@ import VMCore
 /// Nothing of it enters the guest, whose answers come from the trace. What the devices would have answered is compared
 /// with that: where the two differ, the models are not those that made the recording, and `mismatch` says so.
 public final class DeviceReplay {
-    public private(set) var platform: Platform
-    /// The first answer that differed from the recorded one.
-    public private(set) var mismatch: DeviceMismatch?
+    /// The devices at a moment of the replay.
+    struct Mark {
+        var platform: Platform
+        /// The first answer that differed from the recorded one.
+        var mismatch: DeviceMismatch?
+        /// What the devices were given after the last exit or interrupt. It belongs to the next one.
+        var waiting: [DeviceInput] = []
+    }
 
+    var mark: Mark
     private let engine: any Engine
-    /// What the devices were given after the last exit or interrupt. It belongs to the next one.
-    private var waiting: [DeviceInput] = []
+
+    public private(set) var platform: Platform {
+        get { mark.platform }
+        _modify { yield &mark.platform }
+    }
+    public private(set) var mismatch: DeviceMismatch? {
+        get { mark.mismatch }
+        set { mark.mismatch = newValue }
+    }
 
     /// Starts from the devices of a checkpoint.
     public init(platform: Platform, engine: any Engine) {
-        self.platform = platform
+        mark = Mark(platform: platform)
         self.engine = engine
     }
 
-    /// Starts from the devices that a checkpoint holds.
-    ///
-    /// - Throws: `TraceError` where the checkpoint holds none or they can't be read.
-    convenience init(reader: TraceReader, checkpoint: CheckpointInfo, engine: any Engine) throws {
-        let place = "checkpoint \(checkpoint.id.rawValue)"
-        let platform: Platform
+    /// The devices that a checkpoint holds; nil where it holds none, as it was taken without them.
+    static func platform(_ stored: CheckpointState, of id: CheckpointID) throws(TraceError) -> Platform? {
+        if stored.devices.isEmpty { return nil }
         do {
-            platform = try JSONDecoder().decode(Platform.self, from: reader.state(of: checkpoint.id).devices)
-        } catch is DecodingError {
-            throw TraceError.corrupt(what: "its device state can't be read", place: place)
+            return try JSONDecoder().decode(Platform.self, from: stored.devices)
+        } catch {
+            throw TraceError.corrupt(what: "its device state can't be read", place: "checkpoint \(id.rawValue)")
         }
-        self.init(platform: platform, engine: engine)
+    }
+
+    /// Goes on from a moment of an earlier replay.
+    init(_ mark: Mark, engine: any Engine) {
+        self.mark = mark
+        self.engine = engine
     }
 
     func queue(_ event: TraceEvent) {
         switch event.identity.kind {
         case .deviceTime:
             let time = Nanoseconds(event.value)
-            waiting.append(event.identity.address == 1 ? .advance(time) : .time(time))
-        case .serialInput: waiting.append(.serial(Array(event.payload ?? [])))
+            mark.waiting.append(event.identity.address == 1 ? .advance(time) : .time(time))
+        case .serialInput: mark.waiting.append(.serial(Array(event.payload ?? [])))
         default: break
         }
     }
 
     private func receive() {
-        guard !waiting.isEmpty else { return }
-        for input in waiting { platform.receive(input) }
-        waiting.removeAll(keepingCapacity: true)
+        guard !mark.waiting.isEmpty else { return }
+        for input in mark.waiting { mark.platform.receive(input) }
+        mark.waiting.removeAll(keepingCapacity: true)
     }
 
     /// Takes note of an exit that was answered from the trace.

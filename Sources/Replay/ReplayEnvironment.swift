@@ -18,22 +18,57 @@ public final class ReplayEnvironment: Environment {
             : complex
     }
     /// Where the replay is to stop; nil for the end.
-    private let target: ExitNumber?
-    private var last: ExitNumber
+    public var target: ExitNumber?
+    /// The last exit that was answered.
+    public private(set) var last: ExitNumber
     /// Called with each exit after it was answered.
-    private let observe: ((Exit) -> Void)?
+    public var observe: ((Exit) -> Void)?
     private let stopFlag: SharedFlag
     /// The devices, run again beside the replay; nil where nobody wants to know their state.
-    private let devices: DeviceReplay?
+    var devices: DeviceReplay?
 
-    public init(cursor: EventCursor, start: ExitNumber = .start, target: ExitNumber?, stopFlag: SharedFlag,
-                devices: DeviceReplay? = nil, observe: ((Exit) -> Void)? = nil) throws {
+    /// An environment that stands nowhere: it must be moved to a place before it is used.
+    public init(cursor: EventCursor, stopFlag: SharedFlag) {
         self.cursor = cursor
-        self.devices = devices
-        self.target = target
-        last = start
+        last = cursor.exit
         self.stopFlag = stopFlag
-        self.observe = observe
+    }
+
+    // MARK: Places
+
+    /// A place in the events of the trace.
+    public struct Mark {
+        fileprivate var cursor: EventCursor
+        fileprivate var complex: TraceEvent?
+        fileprivate var isPlain: Bool
+        fileprivate var plainIdentity: EventIdentity
+        fileprivate var plainValue: UInt64
+        fileprivate var last: ExitNumber
+        /// The chunk of events that the mark keeps in memory, and its bytes.
+        var held: (chunk: UInt64, bytes: Int) { cursor.held }
+    }
+
+    /// Where the replay stands.
+    public var mark: Mark {
+        Mark(cursor: cursor, complex: complex, isPlain: isPlain, plainIdentity: plainIdentity, plainValue: plainValue,
+             last: last)
+    }
+
+    /// Goes on from a mark.
+    public func move(to mark: Mark) {
+        (cursor, complex, isPlain) = (mark.cursor, mark.complex, mark.isPlain)
+        (plainIdentity, plainValue, last) = (mark.plainIdentity, mark.plainValue, mark.last)
+        lastSeen = ExitNumber(.max)
+    }
+
+    /// Goes on from before event `event`, the first that isn't behind the state at `exit`.
+    public func move(to exit: ExitNumber, beforeEvent event: UInt64) throws {
+        try cursor.seek(toEvent: event)
+        guard cursor.exit == exit else {
+            throw TraceError.corrupt(what: "event \(event) doesn't follow exit \(exit.rawValue)", place: "checkpoint table")
+        }
+        last = exit
+        lastSeen = ExitNumber(.max)
         try advance()
     }
 

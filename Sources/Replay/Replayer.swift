@@ -4,7 +4,9 @@ import VMCore
 
 /// What a replay found.
 public struct ReplayResult: Sendable {
-    /// Exits replayed, from the start of the trace.
+    /// The exit at which the replay began.
+    public var start: ExitNumber
+    /// Exits replayed from there.
     public var exits: UInt64
     public var divergence: Divergence?
     /// The state at the end; nil where a divergence ended the replay.
@@ -22,72 +24,60 @@ public struct ReplayResult: Sendable {
     public var deviceMismatch: DeviceMismatch?
 }
 
-/// Replays a trace.
+/// Replays a trace once and says what it found.
 public final class Replayer {
-    public let reader: TraceReader
-    public let description: TraceDescription
-    /// Nil when the recording was killed.
-    public let ending: TraceEnding?
-    private let system: KVMSystem
-    private let capabilities: EngineCapabilities
+    public let timeline: Timeline
+    public var reader: TraceReader { timeline.reader }
+    public var ending: TraceEnding? { timeline.ending }
 
-    public init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities) throws {
-        self.reader = reader
-        self.system = system
-        self.capabilities = capabilities
-        description = try reader.description()
-        ending = try reader.meta(TraceEnding.key, as: TraceEnding.self)
-        try description.cpuModel.check(against: system.supportedFeatures(), timestamps: description.timestamps)
+    public init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
+                withDevices: Bool = false) throws {
+        timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, withDevices: withDevices)
     }
 
-    /// Replays from the start to `target`, or to the end.
+    /// Where a replay begins.
+    public enum Start: Sendable {
+        /// The first checkpoint: everything up to the target is checked.
+        case first
+        /// The checkpoint nearest to the target.
+        case nearest
+    }
+
+    /// Replays to `target`, or to the end.
     ///
-    /// - Throws: `TraceError`, `HostError`; a divergence is part of the result.
-    public func replay(to target: ExitNumber? = nil, withDevices: Bool = false, from platform: Platform? = nil,
-                       started: (@escaping @Sendable () -> Void) -> Void = { _ in },
+    /// - Throws: `TraceError`, `HostError`, `ReplayError`; a divergence is part of the result.
+    public func replay(from start: Start = .first, to target: Position? = nil,
                        observe: ((Exit) -> Void)? = nil) throws -> ReplayResult {
-        guard let checkpoint = reader.checkpoints.first else {
-            throw TraceError.corrupt(what: "the state at its start is missing", place: "checkpoint")
-        }
-        if let target, target < checkpoint.exit || target > reader.lastExit {
-            throw ReplayError.noSuchExit(target, first: checkpoint.exit, last: reader.lastExit)
-        }
-        let engine = try makeEngine(at: checkpoint)
-        var cursor = reader.cursor()
-        try cursor.seek(toEvent: checkpoint.event)
-        let stopFlag = SharedFlag()
-        let kicker = engine.kicker
-        started {
-            stopFlag.set()
-            kicker.kick()
-        }
-        let devices = try platform.map { DeviceReplay(platform: $0, engine: engine) }
-            ?? (withDevices ? DeviceReplay(reader: reader, checkpoint: checkpoint, engine: engine) : nil)
-        let environment = try ReplayEnvironment(cursor: cursor, start: checkpoint.exit, target: target,
-                                                stopFlag: stopFlag, devices: devices, observe: observe)
-        let wall = ending?.wall ?? .seconds(1)
-        environment.patience = .seconds(5) + Nanoseconds(min(wall.rawValue, 3_600_000_000_000) * 10)
-        environment.longestElapsed = min(ending?.wall ?? .seconds(3600), .seconds(3600))
-        let machine = Machine(engine: engine, environment: environment, exit: checkpoint.exit)
-        let start = hostTime()
-        var result = ReplayResult(exits: 0, reachedEnd: false, comparedEnd: false, stopped: false, seconds: 0,
-                                  landing: LandingStatistics())
+        let began = hostTime()
+        var result = ReplayResult(start: timeline.position.exit, exits: 0, reachedEnd: false, comparedEnd: false,
+                                  stopped: false, seconds: 0, landing: LandingStatistics())
         do {
-            result.stopped = try machine.run() == .stopped
-            result.digests = try machine.digests()
+            if start == .nearest, let target {
+                result.start = timeline.nearestCheckpoint(atOrBefore: target.exit)
+                try timeline.seek(to: result.start)
+            }
+            timeline.observe = observe
+            defer { timeline.observe = nil }
+            if let target {
+                try timeline.checkIsWithin(target.exit)
+                try timeline.play(to: target.exit)
+                try timeline.seek(to: target)
+            } else {
+                try timeline.play()
+            }
+            result.digests = try timeline.digests()
         } catch let divergence as Divergence {
             result.divergence = divergence
-        } catch HostError.call(let error) where error.call == "KVM_RUN" && error.errno == EINVAL {
-            throw TraceError.corrupt(what: "KVM refuses to run its processor state",
-                                     place: "checkpoint \(checkpoint.id.rawValue)")
+        } catch is Timeline.Stopped {
+            result.stopped = true
+            result.digests = try timeline.digests()
         }
-        result.seconds = (hostTime() - start).seconds
-        result.exits = machine.exit.rawValue - checkpoint.exit.rawValue
-        result.landing = machine.landing
-        result.platform = devices?.platform
-        result.deviceMismatch = devices?.mismatch
+        result.seconds = (hostTime() - began).seconds
+        result.exits = timeline.position.exit.rawValue - min(result.start, timeline.position.exit).rawValue
+        result.landing = timeline.landing
+        (result.platform, result.deviceMismatch) = (timeline.platform, timeline.deviceMismatch)
         result.reachedEnd = result.divergence == nil && !result.stopped && target == nil
-        if result.reachedEnd { compareEnd(&result, last: machine.exit) }
+        if result.reachedEnd { compareEnd(&result, last: timeline.position.exit) }
         return result
     }
 
@@ -103,43 +93,23 @@ public final class Replayer {
                                            actual: "\(actual.memory)")
         }
     }
-
-    private func makeEngine(at checkpoint: CheckpointInfo) throws -> KVMEngine {
-        let memory = try GuestMemory(map: description.memory)
-        let limit = description.memory.regions.map { $0.end.rawValue / UInt64(pageSize) }.max() ?? 0
-        try reader.loadPages(checkpoint.id, pageLimit: limit) { number, content in
-            guard let page = memory.filePage(ofGuestPage: number) else {
-                throw TraceError.corrupt(what: "page \(hex(number)) lies in a hole of memory",
-                                         place: "checkpoint \(checkpoint.id.rawValue)")
-            }
-            memory.setPage(page, to: content)
-        }
-        let stored = try reader.state(of: checkpoint.id)
-        guard let state = CPUState(encoded: Array(stored.cpu)) else {
-            throw TraceError.corrupt(what: "its processor state can't be read",
-                                     place: "checkpoint \(checkpoint.id.rawValue)")
-        }
-        let engine = try KVMEngine(system: system, memory: memory, model: description.cpuModel,
-                                   capabilities: capabilities)
-        engine.trapsTimestamps = description.timestamps == .trap
-        do {
-            try engine.setState(state)
-        } catch {
-            throw TraceError.corrupt(what: "KVM refuses its processor state (\(error))",
-                                     place: "checkpoint \(checkpoint.id.rawValue)")
-        }
-        return engine
-    }
 }
 
 /// A wrong request for a replay.
 public enum ReplayError: Error, CustomStringConvertible {
     case noSuchExit(ExitNumber, first: ExitNumber, last: ExitNumber)
+    /// A trace can't be cut so.
+    case emptyRange(ExitNumber, ExitNumber)
+    case withinInstruction(ExitNumber)
 
     public var description: String {
         switch self {
         case .noSuchExit(let exit, let first, let last):
             "the trace has no exit \(exit.rawValue): its exits are \(first.rawValue) to \(last.rawValue)"
+        case .emptyRange(let start, let end):
+            "exit \(end.rawValue) comes before exit \(start.rawValue)"
+        case .withinInstruction(let exit):
+            "exit \(exit.rawValue) lies within an instruction that makes more than one; choose a neighbour"
         }
     }
 }

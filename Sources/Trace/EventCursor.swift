@@ -41,6 +41,13 @@ public struct EventCursor: Sendable {
     /// The sequence number of the next event.
     public private(set) var sequence: UInt64
 
+    /// The chunk that the cursor holds, by its first event, and the bytes that it takes; copies of a cursor share it.
+    public var held: (chunk: UInt64, bytes: Int) {
+        (nextChunk > 0 ? reader.chunks[nextChunk - 1].firstEvent : 0,
+         chunk.raw.count + 8 * chunk.values.count + 2 * chunk.index.count
+            + chunk.anchors.count * MemoryLayout<Anchor>.stride)
+    }
+
     init(_ reader: TraceReader) {
         self.reader = reader
         exit = reader.firstExit

@@ -21,17 +21,9 @@ struct PageLoader {
     ///
     /// Zero pages come first, the others in the order in which they are stored, so that each extent is read once.
     func load(_ chain: [CheckpointID], _ body: (UInt64, UnsafeRawBufferPointer?) throws -> Void) throws {
-        var seen = PageSet()
         var places: [Place] = []
-        for id in chain {
-            for run in try map(id).runs {
-                try seen.insertMissing(run.page, run.count) { page in
-                    switch run.content {
-                    case .zero: try body(page, nil)
-                    case .slot(let first): places.append(Place(slot: first + (page - run.page), page: page))
-                    }
-                }
-            }
+        try resolve(chain) { page, slot in
+            if let slot { places.append(Place(slot: slot.rawValue, page: page)) } else { try body(page, nil) }
         }
         places.sort { $0.slot < $1.slot }
         var open: (id: Int64, bytes: [UInt8]) = (0, [])
@@ -44,6 +36,21 @@ struct PageLoader {
             }
             try open.bytes.withUnsafeBytes { bytes in
                 try body(place.page, UnsafeRawBufferPointer(rebasing: bytes[offset..<(offset + TraceFormat.pageBytes)]))
+            }
+        }
+    }
+
+    /// Calls `body` once for each page that a map of `chain` names: with its slot in the first, nil where it is zero.
+    func resolve(_ chain: [CheckpointID], _ body: (UInt64, PageSlot?) throws -> Void) throws {
+        var seen = PageSet()
+        for id in chain {
+            for run in try map(id).runs {
+                try seen.insertMissing(run.page, run.count) { page in
+                    switch run.content {
+                    case .zero: try body(page, nil)
+                    case .slot(let first): try body(page, PageSlot(rawValue: first + (page - run.page)))
+                    }
+                }
             }
         }
     }
@@ -84,6 +91,56 @@ private struct PageSet {
                 try body(page)
             }
             page += 1
+        }
+    }
+}
+
+/// Where a trace holds the content of a page. Equal slots of a trace hold equal content.
+public struct PageSlot: Hashable, Comparable, Sendable {
+    let rawValue: UInt64
+
+    public static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+}
+
+extension TraceReader {
+    /// Calls `body` once for each page that a checkpoint, or one of its ancestors after `ancestor`, names: with the slot
+    /// of the content that it has at the checkpoint, nil where it is zero. A page that isn't named is as it is at
+    /// `ancestor`, or zero where that is nil.
+    ///
+    /// The trace is refused where it names a page from `pageLimit` on.
+    public func pageSlots(
+        of id: CheckpointID, since ancestor: CheckpointID? = nil, pageLimit: UInt64,
+        _ body: (UInt64, PageSlot?) throws -> Void
+    ) throws {
+        let chain = try chain(id)
+        let end = ancestor.flatMap { chain.firstIndex(of: $0) } ?? chain.count
+        guard ancestor == nil || end < chain.count else { throw TraceError.invalid("a checkpoint isn't an ancestor") }
+        try loader(pageLimit).resolve(Array(chain[..<end]), body)
+    }
+}
+
+/// Reads pages by their slots, and keeps the extents that it read last.
+public final class SlotReader {
+    private let store: Store
+    private var cache: ExtentCache
+
+    /// `extents` is how many to keep, 64 KiB each.
+    public init(_ reader: TraceReader, extents: Int) {
+        store = reader.store
+        cache = ExtentCache(capacity: extents)
+    }
+
+    /// Calls `body` with the 4096 bytes of `slot`.
+    public func read<R>(_ slot: PageSlot, _ body: (UnsafeRawBufferPointer) throws -> R) throws -> R {
+        let id = PageContent.extent(slot.rawValue)
+        let store = store
+        let bytes = try cache.bytes(id) { id throws(TraceError) in try store.read { db in try readExtent(id, db) } }
+        let offset = PageContent.position(slot.rawValue) * TraceFormat.pageBytes
+        guard offset + TraceFormat.pageBytes <= bytes.count else {
+            throw TraceError.corrupt(what: "it lacks the content of a page", place: "extent \(id)")
+        }
+        return try bytes.withUnsafeBytes {
+            try body(UnsafeRawBufferPointer(rebasing: $0[offset..<(offset + TraceFormat.pageBytes)]))
         }
     }
 }

@@ -44,6 +44,31 @@ public struct TraceDescription: Codable, Sendable {
     }
 }
 
+/// Where a trace comes from that continues or was cut out of another one: the row `parent` of `meta`.
+public struct TraceParent: Codable, Equatable, Sendable {
+    /// The other trace's file name, without its folder.
+    public var name: String
+    /// `TraceReader.identity` of the other trace.
+    public var identity: String
+    /// The exit of the other trace at which this one begins.
+    public var exit: ExitNumber
+
+    public static let key = "parent"
+
+    public init(name: String, identity: String, exit: ExitNumber) {
+        self.name = name
+        self.identity = identity
+        self.exit = exit
+    }
+}
+
+extension TraceReader {
+    /// Names the recording: a digest of what it said of itself when it began, which traces cut out of it keep.
+    public var identity: String {
+        Array((metadata[TraceDescription.key] ?? "").utf8).withUnsafeBytes { Digest128(of: $0).description }
+    }
+}
+
 /// What a recording says of itself when it has ended: the row `ending` of `meta`. A killed recording has none.
 public struct TraceEnding: Codable, Sendable {
     /// `Ending.name`.
@@ -67,6 +92,8 @@ public struct TraceEnding: Codable, Sendable {
         public var p50: Nanoseconds
         public var p99: Nanoseconds
         public var worst: Nanoseconds
+
+        public init() { (p50, p99, worst) = (Nanoseconds(0), Nanoseconds(0), Nanoseconds(0)) }
 
         public init(_ statistics: LatencyStatistics) {
             p50 = statistics.percentile(0.5)

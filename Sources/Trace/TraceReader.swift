@@ -195,12 +195,12 @@ extension TraceReader {
         try loader(pageLimit).load([id], body)
     }
 
-    private func loader(_ pageLimit: UInt64) -> PageLoader {
+    func loader(_ pageLimit: UInt64) -> PageLoader {
         PageLoader(store: store, pageLimit: min(pageLimit, TraceFormat.Limit.pageNumber), slotLimit: slotLimit)
     }
 
     /// The checkpoint and its ancestors. Opening has checked that a parent's id is less than its child's, so this ends.
-    private func chain(_ id: CheckpointID) throws(TraceError) -> [CheckpointID] {
+    func chain(_ id: CheckpointID) throws(TraceError) -> [CheckpointID] {
         var chain: [CheckpointID] = []
         var next: CheckpointID? = id
         while let current = next {

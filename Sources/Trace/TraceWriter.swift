@@ -153,6 +153,20 @@ public final class TraceWriter: @unchecked Sendable {
         head.pointee.push(EventRecord(identity, .anchor, value: 0))
     }
 
+    /// Appends an event of another trace.
+    public func append(_ event: TraceEvent) throws(TraceError) {
+        if let anchor = event.anchor {
+            try append(event.identity, anchor: anchor)
+        } else if let payload = event.payload {
+            let outcome = payload.withUnsafeBytes { bytes in
+                Result { () throws(TraceError) in try append(event.identity, bytes: bytes) }
+            }
+            try outcome.get()
+        } else {
+            try append(event.identity, value: event.value)
+        }
+    }
+
     /// Hands the buffer over and takes the next, or says why nothing is written any more.
     @inline(never)
     private func turn() throws(TraceError) {

@@ -16,8 +16,11 @@ struct ReplayCommand: ParsableCommand {
 
     @OptionGroup var trace: TraceArgument
 
-    @Option(help: ArgumentHelp("Stop right after this exit. 0 is the start.", valueName: "exit"))
-    var to: UInt64?
+    @Option(help: ArgumentHelp("""
+        Stop right after this exit, or so many instructions later: N or N+K. 0 is the start. Begins at the nearest \
+        checkpoint, unless --console is given.
+        """, valueName: "exit"))
+    var to: String?
 
     @Flag(help: "Print what the guest printed.")
     var console = false
@@ -40,10 +43,16 @@ struct ReplayCommand: ParsableCommand {
                 }
                 return span
             }
+            let target = try to.map { text in
+                guard let position = Position(text) else {
+                    throw UsageError("--to takes an exit such as 4711, or 4711+3, not '\(text)'")
+                }
+                return position
+            }
             let reader = try TraceReader(path: path)
             let (system, capabilities) = try openKVM()
             let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities)
-            let result = try replay(replayer, limit: limit)
+            let result = try replay(replayer, to: target, limit: limit)
             if json {
                 write(Self.json(result).text() + "\n")
             } else {
@@ -53,7 +62,7 @@ struct ReplayCommand: ParsableCommand {
         }
     }
 
-    private func replay(_ replayer: Replayer, limit: Nanoseconds?) throws -> ReplayResult {
+    private func replay(_ replayer: Replayer, to target: Position?, limit: Nanoseconds?) throws -> ReplayResult {
         let stopper = Stopper()
         let watch = SignalWatch { stopper.stop() }
         defer { withExtendedLifetime(watch) {} }
@@ -69,11 +78,12 @@ struct ReplayCommand: ParsableCommand {
 
         var decoder = ConsoleDecoder()
         var progress = ProgressBar("replaying")
-        let total = Double(max(1, to ?? replayer.reader.lastExit.rawValue))
+        let total = Double(max(1, (target?.exit ?? replayer.reader.lastExit).rawValue))
         var count: UInt64 = 0
         let sink: Int32 = json ? 2 : 1
         let showsConsole = console
-        let result = try replayer.replay(to: to.map { ExitNumber($0) }, started: { stopper.attach($0) }) { exit in
+        stopper.attach(replayer.timeline.stopper)
+        let result = try replayer.replay(from: target == nil || console ? .first : .nearest, to: target) { exit in
             count += 1
             if showsConsole {
                 let bytes = decoder.decode(exit)
@@ -100,7 +110,7 @@ struct ReplayCommand: ParsableCommand {
             say("vmrr: stopped after \(result.exits) exits")
             return
         }
-        var line = "\(path): replayed \(result.exits) exits in \(humanSeconds(result.seconds)), no divergence"
+        var line = "\(path): replayed \(result.exits) exits\(result.start > replayer.timeline.first ? " from exit \(result.start.rawValue) on" : "") in \(humanSeconds(result.seconds)), no divergence"
         if let ending = replayer.ending, result.reachedEnd {
             line += "; the recording ended: \(ending.ended)" + (ending.guestStatus.map { " \($0)" } ?? "")
         } else if result.reachedEnd {
@@ -130,7 +140,7 @@ struct ReplayCommand: ParsableCommand {
             ["exit": JSON($0.exit.rawValue), "expected": .string($0.expected), "actual": .string($0.actual)]
         } ?? .null
         return [
-            "engine": "kvm", "exits": JSON(result.exits), "diverged": diverged,
+            "engine": "kvm", "started_at": JSON(result.start.rawValue), "exits": JSON(result.exits), "diverged": diverged,
             "state_digest": JSON(result.digests?.state.description),
             "memory_digest": JSON(result.digests?.memory.description),
             "memory_digest_strict": JSON(result.digests?.memoryStrict.description),

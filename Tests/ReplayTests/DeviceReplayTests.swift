@@ -5,24 +5,6 @@ import Testing
 import Trace
 import VMCore
 
-/// Whether guests can run here; the reason is printed where they can't.
-enum KVM {
-    static let opened = Result {
-        let system = try KVMSystem()
-        return (system: system, capabilities: try SelfTests(system: system).capabilities())
-    }
-
-    static let isUsable: Bool = {
-        do {
-            _ = try opened.get()
-            return true
-        } catch {
-            print("SKIPPED: tests that need KVM: \(error)")
-            return false
-        }
-    }()
-}
-
 /// A recording of a built-in guest in a file of its own, which is deleted with it.
 final class RecordedGuest {
     let path: String
@@ -39,7 +21,7 @@ final class RecordedGuest {
         options.live.deadline = .seconds(20)
         options.serial = try input.map { .script(try SerialScript(parsing: "5ms \"\($0)\"")) } ?? .none
         options.consoleDescriptor = Self.nowhere
-        let kvm = try KVM.opened.get()
+        let kvm = try KVM()
         result = try Recording(path: path, guest: name, commandLine: [], version: "test")
             .record(configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
     }
@@ -51,12 +33,12 @@ final class RecordedGuest {
     func reader() throws -> TraceReader { try TraceReader(path: path) }
 
     func replayer() throws -> Replayer {
-        let kvm = try KVM.opened.get()
-        return try Replayer(reader: reader(), system: kvm.system, capabilities: kvm.capabilities)
+        let kvm = try KVM()
+        return try Replayer(reader: reader(), system: kvm.system, capabilities: kvm.capabilities, withDevices: true)
     }
 }
 
-@Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here"), .serialized) struct DeviceReplayTests {
+@Suite(.needsKVM, .serialized) struct DeviceReplayTests {
     private static let shortened = [
         "ticker": "ticks=100", "spin": "ticks=100", "lost-update": "ticks=100", "clocks": "rounds=500",
         "churn": "rounds=5", "user": "rounds=100", "smc": "rounds=100", "nested-irq": "ticks=100",
@@ -66,7 +48,7 @@ final class RecordedGuest {
     /// Devices that get what the recording's got give the answers that the recording's gave.
     @Test(arguments: BuiltInGuest.all.map(\.name)) func answersAsRecorded(_ name: String) throws {
         let guest = try RecordedGuest(name, Self.shortened[name] ?? "", input: name == "echo" ? "hello\\rquit\\r" : nil)
-        let result = try guest.replayer().replay(withDevices: true)
+        let result = try guest.replayer().replay()
         #expect(result.divergence == nil)
         #expect(result.deviceMismatch == nil, "\(result.deviceMismatch!)")
         #expect(result.platform != nil)
@@ -79,7 +61,9 @@ final class RecordedGuest {
         let checkpoint = try #require(reader.checkpoints.first)
         var platform = try JSONDecoder().decode(Platform.self, from: reader.state(of: checkpoint.id).devices)
         platform.receive(.advance(.seconds(100)))
-        let result = try guest.replayer().replay(withDevices: true, from: platform)
+        let replayer = try guest.replayer()
+        replayer.timeline.platform = platform
+        let result = try replayer.replay()
         #expect(result.divergence == nil)
         #expect(result.deviceMismatch != nil)
     }
