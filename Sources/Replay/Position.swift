@@ -17,7 +17,7 @@ public struct Position: Hashable, Comparable, Sendable, CustomStringConvertible 
 
     /// Parses `N` or `N+K`, both decimal; nil for anything else.
     public init?(_ text: String) {
-        let parts = text.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map { Self.number(String($0)) }
+        let parts = text.split(separator: "+", maxSplits: 1, omittingEmptySubsequences: false).map { decimal(String($0)) }
         guard let exit = parts[0] else { return nil }
         self.init(exit: ExitNumber(exit))
         if parts.count == 2 {
@@ -26,11 +26,12 @@ public struct Position: Hashable, Comparable, Sendable, CustomStringConvertible 
         }
     }
 
-    private static func number(_ digits: String) -> UInt64? {
-        digits.utf8.allSatisfy { (0x30...0x39).contains($0) } ? UInt64(digits) : nil
-    }
-
     public static func < (a: Self, b: Self) -> Bool { (a.exit, a.instructions) < (b.exit, b.instructions) }
 
     public var description: String { instructions == 0 ? "\(exit.rawValue)" : "\(exit.rawValue)+\(instructions)" }
+}
+
+/// A number of decimal digits alone; nil for anything else.
+func decimal(_ text: String) -> UInt64? {
+    text.utf8.allSatisfy { (0x30...0x39).contains($0) } ? UInt64(text) : nil
 }

@@ -77,21 +77,15 @@ public final class Replayer {
         result.landing = timeline.landing
         (result.platform, result.deviceMismatch) = (timeline.platform, timeline.deviceMismatch)
         result.reachedEnd = result.divergence == nil && !result.stopped && target == nil
-        if result.reachedEnd { compareEnd(&result, last: timeline.position.exit) }
-        return result
-    }
-
-    /// Compares the end state with the one that the recording wrote down.
-    private func compareEnd(_ result: inout ReplayResult, last: ExitNumber) {
-        guard let expected = ending?.digests, let actual = result.digests else { return }
-        result.comparedEnd = true
-        if expected.state != actual.state {
-            result.divergence = Divergence(exit: last, expected: "state digest \(expected.state) at the end",
-                                           actual: "\(actual.state)")
-        } else if expected.memory != actual.memory {
-            result.divergence = Divergence(exit: last, expected: "memory digest \(expected.memory) at the end",
-                                           actual: "\(actual.memory)")
+        if result.reachedEnd, let recorded = ending?.digests {
+            result.comparedEnd = true
+            do {
+                _ = try timeline.compare(with: CheckpointDigests(recorded), "at the end")
+            } catch let divergence as Divergence {
+                result.divergence = divergence
+            }
         }
+        return result
     }
 }
 

@@ -34,11 +34,13 @@ public struct Snapshot {
         let first = try checkpoint(timeline)
         let reader = timeline.reader
         let parent = TraceParent(name: name, identity: reader.identity, exit: start)
+        let memory = timeline.memory
         let writer = try TraceWriter(
             path: path, metadata: [TraceDescription.key: timeline.description, TraceParent.key: parent],
-            options: TraceWriterOptions(overwrite: overwrite, firstExit: start))
+            options: TraceWriterOptions(overwrite: overwrite, firstExit: start), first: first
+        ) { emit in try memory.forEachTouchedPage { try Self.emit($0, of: memory, emit) } }
         do {
-            let ending = try fill(writer, with: first, from: timeline)
+            let ending = try fill(writer, from: timeline)
             try writer.finish(meta: ending.map { [TraceEnding.key: $0] } ?? [:])
         } catch {
             try? writer.finish()
@@ -47,13 +49,12 @@ public struct Snapshot {
         }
     }
 
-    private func fill(_ writer: TraceWriter, with first: NewCheckpoint, from timeline: Timeline) throws -> TraceEnding? {
+    /// Writes what comes after the first checkpoint.
+    private func fill(_ writer: TraceWriter, from timeline: Timeline) throws -> TraceEnding? {
         let memory = timeline.memory
         let follower = try timeline.machine.writes.get().follow()
         defer { follower.cancel() }
-        var latest = try writer.writeCheckpoint(first) { (emit: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
-            try memory.forEachTouchedPage { try Self.emit($0, of: memory, emit) }
-        }
+        var latest = CheckpointID(1)
         var cursor = timeline.reader.cursor()
         try cursor.seek(to: start)
         var interrupts = InterruptCounts()
@@ -67,7 +68,7 @@ public struct Snapshot {
             guard timeline.canBeKept else { continue }
             var later = try checkpoint(timeline)
             later.parent = latest
-            latest = try writer.writeCheckpoint(later) { (emit: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
+            latest = try writer.writeCheckpoint(later) { emit in
                 try follower.take { try Self.emit($0, of: memory, emit) }
             }
         }
@@ -90,7 +91,7 @@ public struct Snapshot {
     private func checkpoint(_ timeline: Timeline) throws -> NewCheckpoint {
         let digests = try timeline.digests()
         let stored = timeline.checkpoint(at: timeline.position.exit)
-        let devices: Data = if let platform = timeline.platform {
+        let devices: Data = if let platform = timeline.platform, timeline.deviceMismatch == nil {
             try JSONEncoder().encode(platform)
         } else if let stored {
             try timeline.reader.state(of: stored.id).devices
@@ -99,8 +100,7 @@ public struct Snapshot {
         }
         return NewCheckpoint(
             exit: timeline.position.exit, cpu: Data(try timeline.state().encoded()), devices: devices,
-            digests: CheckpointDigests(state: digests.state.description, memory: digests.memory.description,
-                                       strictMemory: digests.memoryStrict.description),
+            digests: CheckpointDigests(digests),
             wall: stored?.wall ?? Nanoseconds(0), guest: stored?.guest ?? Nanoseconds(0))
     }
 }

@@ -59,7 +59,7 @@ public final class Timeline {
     private let stopFlag: SharedFlag
     private let kicker: Kicker
     /// Those that can be restored, ascending by exit.
-    private let checkpoints: [CheckpointInfo]
+    let checkpoints: [CheckpointInfo]
 
     private let writes: WriteLog.Follower
     /// What memory held when it was last looked at; pages in `dirty` and those written since may differ. Nil where a
@@ -100,7 +100,7 @@ public final class Timeline {
         description = try reader.description()
         ending = try reader.meta(TraceEnding.key, as: TraceEnding.self)
         try description.cpuModel.check(against: system.supportedFeatures(), timestamps: description.timestamps)
-        checkpoints = reader.checkpoints.filter { $0.position == nil }.sorted { ($0.exit, $0.id) < ($1.exit, $1.id) }
+        checkpoints = Self.restorable(reader.checkpoints)
         guard let start = checkpoints.first else {
             throw TraceError.corrupt(what: "the state at its start is missing", place: "checkpoint")
         }
@@ -122,7 +122,10 @@ public final class Timeline {
         saved = SavedStates(exits: reader.lastExit.rawValue - start.exit.rawValue, pages: pages)
     }
 
-    deinit { writes.cancel() }
+    /// The checkpoints at exits, ascending by exit.
+    static func restorable(_ checkpoints: [CheckpointInfo]) -> [CheckpointInfo] {
+        checkpoints.filter { $0.position == nil }.sorted { ($0.exit, $0.id) < ($1.exit, $1.id) }
+    }
 
     // MARK: What is there
 
@@ -130,8 +133,15 @@ public final class Timeline {
     public func state() throws -> CPUState { try engine.state() }
     /// The guest's memory here. It may be read, not written.
     public var memory: GuestMemory { engine.memory }
-    /// The digests of the state here.
-    public func digests() throws -> MachineDigests { try machine.digests() }
+    /// The digests of the state here. The first time they read all memory, later what was written since.
+    public func digests() throws -> MachineDigests {
+        let (follower, table) = try digestTable.get()
+        try follower.take { table.update(page: $0, content: memory.page($0)) }
+        return MachineDigests(state: try engine.state().digest, memory: table.masked, memoryStrict: table.strict)
+    }
+    private lazy var digestTable = Result {
+        (follower: try machine.writes.get().follow(), table: MemoryDigestTable(memory: memory))
+    }
     /// The engine's capabilities on this host.
     public var capabilities: EngineCapabilities { engine.capabilities }
 
@@ -276,6 +286,9 @@ public final class Timeline {
             try restore(onDisk)
         }
     }
+
+    /// Goes to a checkpoint of the trace, as it is stored.
+    func open(_ checkpoint: CheckpointInfo) throws { try restore(checkpoint) }
 
     /// Goes to the latest checkpoint at or before an exit, and replays to it.
     private func restart(at exit: ExitNumber) throws {

@@ -110,7 +110,8 @@ struct ReplayCommand: ParsableCommand {
             say("vmrr: stopped after \(result.exits) exits")
             return
         }
-        var line = "\(path): replayed \(result.exits) exits\(result.start > replayer.timeline.first ? " from exit \(result.start.rawValue) on" : "") in \(humanSeconds(result.seconds)), no divergence"
+        let start = result.start > replayer.timeline.first ? " from exit \(result.start.rawValue) on" : ""
+        var line = "\(path): replayed \(result.exits) exits\(start) in \(humanSeconds(result.seconds)), no divergence"
         if let ending = replayer.ending, result.reachedEnd {
             line += "; the recording ended: \(ending.ended)" + (ending.guestStatus.map { " \($0)" } ?? "")
         } else if result.reachedEnd {
@@ -136,9 +137,7 @@ struct ReplayCommand: ParsableCommand {
     private func show(_ line: String) { write(line + "\n", to: console ? 2 : 1) }
 
     private static func json(_ result: ReplayResult) -> JSON {
-        let diverged: JSON = result.divergence.map {
-            ["exit": JSON($0.exit.rawValue), "expected": .string($0.expected), "actual": .string($0.actual)]
-        } ?? .null
+        let diverged = result.divergence.map(divergenceJSON) ?? .null
         return [
             "engine": "kvm", "started_at": JSON(result.start.rawValue), "exits": JSON(result.exits), "diverged": diverged,
             "state_digest": JSON(result.digests?.state.description),

@@ -95,9 +95,13 @@ struct Digests: Equatable {
     var state: Digest128
     var memory: Digest128
 
+    /// Reads all memory, and checks the timeline's own digests, which it keeps current, against that.
     init(_ timeline: Timeline) throws {
-        let digests = try timeline.digests()
-        (state, memory) = (digests.state, digests.memory)
+        state = try timeline.state().digest
+        memory = MemoryDigest.ofAll(timeline.memory, kind: .masked)
+        let strict = MemoryDigest.ofAll(timeline.memory, kind: .strict)
+        let kept = try timeline.digests()
+        #expect(kept == MachineDigests(state: state, memory: memory, memoryStrict: strict))
     }
 }
 
