@@ -34,16 +34,19 @@ public struct RunOptions: Sendable {
 /// Runs a machine without recording it.
 public func run(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
                 options: RunOptions) throws -> RunResult {
-    let built = try configuration.build(system: system, capabilities: capabilities)
+    try run(configuration.build(system: system, capabilities: capabilities), options: options)
+}
+
+/// Runs a machine from where it stands, without recording it.
+public func run(_ built: BuiltMachine, options: RunOptions) throws -> RunResult {
     let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
     defer { serial.restoreTerminal() }
     let live = LiveEnvironment(platform: built.platform, serial: serial, engine: built.engine, options: options.live)
     live.notice = options.notice
     options.started(live.stopper)
-    let machine = Machine(engine: built.engine, environment: live)
+    let machine = Machine(engine: built.engine, environment: live, exit: built.exit)
     let ending = try endingOf(machine)
-    let wall = live.now
-    return RunResult(ending: ending, exits: machine.exit.rawValue, digests: nil, seconds: wall.seconds,
+    return RunResult(ending: ending, exits: machine.exit.rawValue, digests: nil, seconds: live.elapsed.seconds,
                      latency: .init(live.latency))
 }
 
@@ -80,16 +83,20 @@ public struct Recording {
 
     public func record(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
                        options: RunOptions) throws -> RunResult {
-        let built = try configuration.build(system: system, capabilities: capabilities)
+        try record(configuration.build(system: system, capabilities: capabilities), options: options)
+    }
+
+    /// Records a machine from where it stands.
+    public func record(_ built: BuiltMachine, options: RunOptions) throws -> RunResult {
         built.notices.forEach(options.notice)
-        let description = describe(built, configuration, capabilities, options)
+        let description = describe(built, options)
         let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
         defer { serial.restoreTerminal() }
         let memory = built.engine.memory
         let digests = MemoryDigestTable(memory: memory)
         let writer = try TraceWriter(
             path: path, metadata: [TraceDescription.key: description, CheckpointSpacing.key: checkpoints.description],
-            options: TraceWriterOptions(overwrite: overwrite), first: startCheckpoint(built, digests)
+            options: TraceWriterOptions(overwrite: overwrite, firstExit: built.exit), first: startCheckpoint(built, digests)
         ) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
             try memory.forEachTouchedPage { page in
                 guard let address = memory.address(ofFilePage: page), let bytes = memory.page(page).baseAddress else {
@@ -105,7 +112,7 @@ public struct Recording {
         world.notice = options.notice
         options.started(world.stopper)
         let environment = RecordingEnvironment(live: world, writer: writer)
-        let machine = Machine(engine: built.engine, environment: environment)
+        let machine = Machine(engine: built.engine, environment: environment, exit: built.exit)
         _ = try machine.watch.get()
         if checkpoints.spacing != .never {
             let checkpointer = try Checkpointer(machine: machine, writer: writer, digests: digests,
@@ -118,13 +125,12 @@ public struct Recording {
         return try finish(ending, machine: machine, environment: environment, world: world, writer: writer)
     }
 
-    private func describe(_ built: BuiltMachine, _ configuration: MachineConfiguration,
-                          _ capabilities: EngineCapabilities, _ options: RunOptions) -> TraceDescription {
+    private func describe(_ built: BuiltMachine, _ options: RunOptions) -> TraceDescription {
         TraceDescription(
             vmrrVersion: version, created: Int64(Date().timeIntervalSince1970), commandLine: commandLine, guest: guest,
-            engine: built.engine.name, memory: built.engine.memory.map, memoryBytes: configuration.memoryBytes,
-            cpuModel: built.model, timestamps: configuration.timestamps, timestampSites: built.timestampSites,
-            unrecordable: built.unrecordable, capabilities: capabilities, hostCPU: Host.cpuName, hostKernel: Host.kernel,
+            engine: built.engine.name, memory: built.engine.memory.map, memoryBytes: built.memoryBytes,
+            cpuModel: built.model, timestamps: built.timestamps, timestampSites: built.timestampSites,
+            unrecordable: built.unrecordable, capabilities: built.engine.capabilities, hostCPU: Host.cpuName, hostKernel: Host.kernel,
             timingSeed: options.live.timingSeed)
     }
 
@@ -132,14 +138,14 @@ public struct Recording {
     private func startCheckpoint(_ built: BuiltMachine, _ digests: MemoryDigestTable) throws -> NewCheckpoint {
         let state = try built.engine.state()
         return NewCheckpoint(
-            exit: .start, cpu: Data(state.encoded()), devices: try JSONEncoder().encode(built.platform),
+            exit: built.exit, cpu: Data(state.encoded()), devices: try JSONEncoder().encode(built.platform),
             digests: CheckpointDigests(state: state.digest.description, memory: digests.masked.description,
                                        strictMemory: digests.strict.description))
     }
 
     private func finish(_ ending: Ending, machine: Machine, environment: RecordingEnvironment,
                         world: LiveEnvironment, writer: TraceWriter) throws -> RunResult {
-        let wall = world.now
+        let wall = world.elapsed
         // The state after the host gave up lies past the last exit, where replay doesn't go.
         var digests: MachineDigests?
         switch ending {

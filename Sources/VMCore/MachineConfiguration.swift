@@ -23,17 +23,36 @@ public struct MachineConfiguration: Sendable {
     }
 }
 
-/// A machine that has been put together and stands before its first instruction.
+/// A machine that has been put together and stands before an instruction: its first, or the one after an exit of a
+/// recording.
 public struct BuiltMachine {
     public var engine: KVMEngine
     public var platform: Platform
+    public var memoryBytes: UInt64
     public var model: CPUModel
+    public var timestamps: TimestampPolicy
+    /// The last exit that it has made.
+    public var exit = ExitNumber.start
     /// The timestamp instructions that were replaced.
     public var timestampSites: [TimestampSites.Site]
     /// What a guest could do here that can't be recorded.
     public var unrecordable: [String]
     /// What the user should know.
     public var notices: [String]
+
+    public init(engine: KVMEngine, platform: Platform, memoryBytes: UInt64, model: CPUModel,
+                timestamps: TimestampPolicy, exit: ExitNumber = .start, timestampSites: [TimestampSites.Site],
+                unrecordable: [String], notices: [String] = []) {
+        self.engine = engine
+        self.platform = platform
+        self.memoryBytes = memoryBytes
+        self.model = model
+        self.timestamps = timestamps
+        self.exit = exit
+        self.timestampSites = timestampSites
+        self.unrecordable = unrecordable
+        self.notices = notices
+    }
 }
 
 extension MachineConfiguration {
@@ -65,7 +84,8 @@ extension MachineConfiguration {
         try engine.setState(boot.state)
         let platform = Platform(ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
                                                      testDevice: testDevice))
-        return BuiltMachine(engine: engine, platform: platform, model: model,
+        return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
+                            timestamps: timestamps,
                             timestampSites: timestamps == .trap ? sites : [],
                             unrecordable: Self.unrecordable(timestamps), notices: notices)
     }

@@ -24,9 +24,13 @@ public final class LiveEnvironment: Environment {
     public private(set) var platform: Platform
     public let serial: SerialPort
     public let options: LiveOptions
+    /// The end of the run, in machine time.
+    private let deadline: Nanoseconds?
     private let engine: any Engine
     /// When machine time was 0.
     private let start: Nanoseconds
+    /// Machine time at which this run began.
+    private let began: Nanoseconds
     private var random: SeededGenerator?
 
     /// Whether what the devices are given is kept for `takeDeviceInputs`.
@@ -34,7 +38,7 @@ public final class LiveEnvironment: Environment {
     private var deviceInputs: [DeviceInput] = []
 
     /// Machine time of the last exit.
-    public private(set) var lastExit = Nanoseconds(0)
+    public private(set) var lastExit: Nanoseconds
     public private(set) var latency = LatencyStatistics()
     /// Called once for each thing the user should know about how interrupts are placed.
     public var notice: (String) -> Void = { _ in }
@@ -70,10 +74,13 @@ public final class LiveEnvironment: Environment {
     /// Machine time goes on from the devices' own: 0 at power-on, more where a recorded run goes live.
     public init(platform: Platform, serial: SerialPort, engine: any Engine, options: LiveOptions) {
         start = Nanoseconds(hostTime().rawValue &- platform.time.rawValue)
+        began = platform.time
+        lastExit = platform.time
         self.platform = platform
         self.serial = serial
         self.engine = engine
         self.options = options
+        deadline = options.deadline.map { platform.time + $0 }
         random = options.timingSeed.map { SeededGenerator(seed: $0) }
         serial.start(kicker: engine.kicker)
         reschedule(at: now)
@@ -81,6 +88,9 @@ public final class LiveEnvironment: Environment {
 
     /// Machine time: what the host's clock has counted since power-on.
     public var now: Nanoseconds { Nanoseconds(hostTime().rawValue &- start.rawValue) }
+
+    /// How long this run has taken.
+    public var elapsed: Nanoseconds { now - began }
 
     /// Something that ends the run from any thread or a signal handler's thread.
     public var stopper: @Sendable () -> Void {
@@ -160,7 +170,7 @@ public final class LiveEnvironment: Environment {
         // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
         if options.placement == .replayable, let due = moment { moment = due + Self.grace }
         if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
-        if !endIsDue { moment = earliest(moment, options.deadline) }
+        if !endIsDue { moment = earliest(moment, deadline) }
         if let asked = attention {
             if asked > now { moment = earliest(moment, asked) } else { attention = nil }
         }
@@ -215,7 +225,7 @@ public final class LiveEnvironment: Environment {
             guard platform.isHalted else { return .proceed }
             if let ending = ending(at: now) { return .stop(ending) }
             if nextDue == nil && !serial.mayReceive { return .stop(.halted) }
-            serial.wait(until: earliest(nextDue, options.deadline).map { start + $0 })
+            serial.wait(until: earliest(nextDue, deadline).map { start + $0 })
             if let ending = ending(at: self.now) { return .stop(ending) }
         }
     }
@@ -232,7 +242,7 @@ public final class LiveEnvironment: Environment {
             endIsDue = true
             return .stopped
         }
-        if let deadline = options.deadline, now >= deadline {
+        if let deadline, now >= deadline {
             endIsDue = true
             return .deadline
         }
