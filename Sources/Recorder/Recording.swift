@@ -71,6 +71,8 @@ public struct Recording {
     public var commandLine: [String]
     public var version: String
     public var checkpoints = CheckpointPolicy()
+    /// The trace and the exit that the machine comes from.
+    public var parent: TraceParent?
     /// Has every checkpoint compared with all of memory. For tests: it is slow.
     public var checksWrites = false
 
@@ -94,8 +96,12 @@ public struct Recording {
         defer { serial.restoreTerminal() }
         let memory = built.engine.memory
         let digests = MemoryDigestTable(memory: memory)
+        var metadata: [String: any Encodable & Sendable] = [
+            TraceDescription.key: description, CheckpointSpacing.key: checkpoints.description,
+        ]
+        if let parent { metadata[TraceParent.key] = parent }
         let writer = try TraceWriter(
-            path: path, metadata: [TraceDescription.key: description, CheckpointSpacing.key: checkpoints.description],
+            path: path, metadata: metadata,
             options: TraceWriterOptions(overwrite: overwrite, firstExit: built.exit), first: startCheckpoint(built, digests)
         ) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
             try memory.forEachTouchedPage { page in

@@ -95,6 +95,9 @@ public enum ReplayError: Error, CustomStringConvertible {
     /// A trace can't be cut so.
     case emptyRange(ExitNumber, ExitNumber)
     case withinInstruction(ExitNumber)
+    /// There is nothing to go live with.
+    case noDevices(ExitNumber)
+    case ended(ExitNumber)
 
     public var description: String {
         switch self {
@@ -104,6 +107,10 @@ public enum ReplayError: Error, CustomStringConvertible {
             "exit \(end.rawValue) comes before exit \(start.rawValue)"
         case .withinInstruction(let exit):
             "exit \(exit.rawValue) lies within an instruction that makes more than one; choose a neighbour"
+        case .noDevices(let exit):
+            "the trace says nothing of the devices at exit \(exit.rawValue)"
+        case .ended(let exit):
+            "the guest ended with exit \(exit.rawValue): nothing can follow"
         }
     }
 }

@@ -43,12 +43,7 @@ struct GuestOptions: ParsableArguments {
     @Option(help: ArgumentHelp("Adds a device: testdev, the test ports of QEMU's pc-testdev.", valueName: "testdev"))
     var device: [String] = []
 
-    @Option(help: ArgumentHelp("Where the first serial line leads: stdio (Ctrl-a x quits), file:PATH (output only), "
-        + "script:PATH (timed input), none.", valueName: "where"))
-    var serial: String = "stdio"
-
-    @Option(help: ArgumentHelp("Ends the run after this time, such as 30s or 5min.", valueName: "time"))
-    var deadline: String?
+    @OptionGroup var world: WorldOptions
 
     @Option(help: ArgumentHelp("What the real-time clock shows at the start: seconds since 1970 UTC, or now.",
                                valueName: "now|seconds"))
@@ -119,34 +114,6 @@ struct GuestOptions: ParsableArguments {
         }
         let image = GuestImage.multiboot(try Self.readFile(kernel ?? ""), commandLine: append, modules: modules)
         return MachineConfiguration(image: image, memoryBytes: bytes ?? 256 << 20, wallClockStart: clock)
-    }
-
-    func runOptions() throws -> RunOptions {
-        var options = RunOptions()
-        if let deadline {
-            guard let span = Nanoseconds(parsing: deadline), span.rawValue > 0 else {
-                throw UsageError("--deadline takes a time such as 30s or 5min, not '\(deadline)'")
-            }
-            options.live.deadline = span
-        }
-        options.serial = try connection()
-        return options
-    }
-
-    private func connection() throws -> SerialConnection {
-        switch serial {
-        case "stdio": return .stdio
-        case "none": return .none
-        case _ where serial.hasPrefix("file:") && serial.count > 5: return .file(String(serial.dropFirst(5)))
-        case _ where serial.hasPrefix("script:") && serial.count > 7:
-            let path = String(serial.dropFirst(7))
-            do {
-                return .script(try SerialScript(parsing: String(decoding: try Self.readFile(path), as: UTF8.self)))
-            } catch let error as SerialScript.SyntaxError {
-                throw UsageError("\(path): \(error)")
-            }
-        default: throw UsageError("--serial takes stdio, none, file:PATH or script:PATH, not '\(serial)'")
-        }
     }
 
     /// Runs `body`; what is wrong with the image is said with its name.

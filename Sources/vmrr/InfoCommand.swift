@@ -20,7 +20,8 @@ struct InfoCommand: ParsableCommand {
             let ending = try reader.meta(TraceEnding.key, as: TraceEnding.self)
             let size = (try? FileManager.default.attributesOfItem(atPath: path)[.size] as? UInt64) ?? 0
             let interrupts = try ending?.interrupts ?? Self.count(reader)
-            let facts = Facts(reader: reader, description: description, ending: ending, fileBytes: size,
+            let facts = Facts(reader: reader, description: description, ending: ending,
+                              parent: try reader.meta(TraceParent.key, as: TraceParent.self), fileBytes: size,
                               interrupts: interrupts)
             write(json ? facts.json.text() + "\n" : facts.text(path: path))
             return .done
@@ -39,6 +40,7 @@ struct InfoCommand: ParsableCommand {
         var reader: TraceReader
         var description: TraceDescription
         var ending: TraceEnding?
+        var parent: TraceParent?
         var fileBytes: UInt64
         var interrupts: InterruptCounts
 
@@ -57,6 +59,10 @@ struct InfoCommand: ParsableCommand {
                 "timestamp_sites": JSON(description.timestampSites.count),
                 "unrecordable": .array(description.unrecordable.map { .string($0) }),
                 "timing_seed": JSON(description.timingSeed),
+                "parent": parent.map {
+                    ["name": .string($0.name), "identity": .string($0.identity), "exit": JSON($0.exit.rawValue)]
+                } ?? .null,
+                "identity": .string(reader.identity), "first_exit": JSON(reader.firstExit.rawValue),
                 "exits": JSON(exits), "events": JSON(reader.events), "interrupts": interruptsJSON(interrupts),
                 "latency_us": ending.map { latencyJSON($0.latency) } ?? .null,
                 "raw_bytes": JSON(rawBytes), "file_bytes": JSON(fileBytes), "bytes_per_event": .number(bytesPerEvent),
@@ -82,6 +88,9 @@ struct InfoCommand: ParsableCommand {
                 ("interrupts", "\(interrupts.total): \(interrupts.atExit) at exits, \(interrupts.atWindow) at windows, "
                     + "\(interrupts.atAnchor) between exits; \(interrupts.nmi) of them NMIs"),
             ]
+            if let parent {
+                lines.insert(("continues", "\(parent.name) from exit \(parent.exit.rawValue) on"), at: 3)
+            }
             if let latency = ending?.latency, interrupts.total > 0 {
                 func us(_ value: Nanoseconds) -> String { "\(value.rawValue / 1000) µs" }
                 lines.append(("latency", "interrupts waited \(us(latency.p50)) (p50), \(us(latency.p99)) (p99), "

@@ -28,10 +28,7 @@ struct RecordCommand: ParsableCommand {
                                valueName: "seed"))
     var varyTiming: UInt64?
 
-    @Option(help: ArgumentHelp("How far apart checkpoints are: a time such as 250ms, so many exits such as 10000exits, or "
-        + "none. Default: every 250ms, and after 5000 exits where 50ms have gone by. They are spread out where they take "
-        + "more than 5 % of the time.", valueName: "spacing"))
-    var checkpointEvery: String?
+    @OptionGroup var checkpoints: CheckpointOptions
 
     @Flag(help: ArgumentHelp("Compare all memory at each checkpoint.", visibility: .private))
     var checkWrites = false
@@ -50,7 +47,7 @@ struct RecordCommand: ParsableCommand {
                 throw UsageError("--timestamps pass lets the guest read what can't be recorded; "
                     + "add --allow-nondeterminism to record all the same")
             }
-            var options = try guest.runOptions()
+            var options = try guest.world.runOptions()
             let path = output ?? Self.defaultName(guest.name)
             if !force, FileManager.default.fileExists(atPath: path) {
                 throw UsageError("\(path) exists; --force replaces it")
@@ -64,13 +61,7 @@ struct RecordCommand: ParsableCommand {
                                       version: VMRR.version)
             recording.overwrite = force
             recording.checksWrites = checkWrites
-            if let checkpointEvery {
-                guard let spacing = CheckpointPolicy.Spacing(parsing: checkpointEvery) else {
-                    throw UsageError("--checkpoint-every takes a time such as 250ms, a number of exits such as "
-                        + "10000exits, or none, not '\(checkpointEvery)'")
-                }
-                recording.checkpoints = CheckpointPolicy(spacing)
-            }
+            recording.checkpoints = try checkpoints.policy()
             let (result, runs) = try withExtendedLifetime(watch) {
                 try guest.naming {
                     untilFailure

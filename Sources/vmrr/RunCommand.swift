@@ -14,7 +14,7 @@ struct RunCommand: ParsableCommand {
     func run() throws {
         try reporting {
             let configuration = try guest.machine()
-            var options = try guest.runOptions()
+            var options = try guest.world.runOptions()
             let (system, capabilities) = try openKVM()
             if json { options.consoleDescriptor = 2 }
             options.notice = { say("vmrr: \($0)") }

@@ -22,7 +22,7 @@ struct VMRR: ParsableCommand {
         version: version,
         subcommands: [
             DoctorCommand.self, GuestsCommand.self, RunCommand.self, RecordCommand.self, ReplayCommand.self,
-            InfoCommand.self, EventsCommand.self, VerifyCommand.self, SnapshotCommand.self,
+            ResumeCommand.self, SnapshotCommand.self, VerifyCommand.self, InfoCommand.self, EventsCommand.self,
         ])
 }
 
