@@ -11,6 +11,8 @@ enum Sizes {
     static var isLong: Bool { replays >= 25 }
     /// Recordings killed at a random moment.
     static let kills = number("VMRR_KILLS", 8)
+    /// Exits at which each of some recordings goes live.
+    static let resumes = number("VMRR_RESUMES", 4)
     /// Mutated traces.
     static let mutants = number("VMRR_FUZZ", 60)
     /// The seed of everything random.
