@@ -27,6 +27,9 @@ public final class ReplayEnvironment: Environment {
     /// The devices, run again beside the replay; nil where nobody wants to know their state.
     var devices: DeviceReplay?
 
+    /// How far the step of an instruction is; nil where the guest runs freely.
+    var stepping: Stepping?
+
     /// An environment that stands nowhere: it must be moved to a place before it is used.
     public init(cursor: EventCursor, stopFlag: SharedFlag) {
         self.cursor = cursor
@@ -155,7 +158,7 @@ public final class ReplayEnvironment: Environment {
     // MARK: Entries
 
     public var wantsEntry: Bool {
-        !isPlain && complex?.identity.kind.isExit != true || last == target || lastSeen.rawValue == .max
+        stepping != nil || !isPlain && complex?.identity.kind.isExit != true || last == target || lastSeen.rawValue == .max
     }
 
     public var wantsStop: Bool { stopFlag.isSet }
@@ -181,12 +184,17 @@ public final class ReplayEnvironment: Environment {
 
     public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
         if stopFlag.isSet { return .stop(.stopped) }
+        if let stepping, machine.hasStepped || last != stepping.start { return .stop(.endOfTrace) }
         if last == target { return .stop(.endOfTrace) }
         guard let event = next else { return .stop(.endOfTrace) }
         let kind = event.identity.kind
         if kind.isExit {
+            if stepping != nil { return try step(machine, at: point) }
             if point == .between || lastSeen.rawValue == .max { try checkPatience(machine) }
             return .proceed
+        }
+        if stepping?.handler != nil {
+            throw HostError.cannotLand("two events enter the guest at once, and here KVM doesn't step into either")
         }
         if point == .midInstruction {
             throw Divergence(exit: last.next, expected: Self.text(event), actual: "another exit of the same instruction")
@@ -203,14 +211,15 @@ public final class ReplayEnvironment: Environment {
             guard point == .exit, machine.engine.isInterruptible else {
                 throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
             }
-            return try enter(.interrupt(vector(of: event)))
+            return try enter(.interrupt(vector(of: event)), machine)
         case .nmiAtExit:
             guard try machine.engine.isReadyForNMI() else {
                 throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
             }
-            return try enter(.nmi)
+            return try enter(.nmi, machine)
         case .interruptAtWindow:
-            if machine.engine.isInterruptible { return try enter(.interrupt(vector(of: event))) }
+            if machine.engine.isInterruptible { return try enter(.interrupt(vector(of: event)), machine) }
+            if stepping != nil { return try step(machine, at: point) }
             if machine.engine.capabilities.exactWindow { return .proceedToWindow }
             guard machine.engine.capabilities.stepKernel else {
                 throw HostError.cannotLand("it is the first interruptible boundary, and here KVM neither comes back "
@@ -225,25 +234,30 @@ public final class ReplayEnvironment: Environment {
                 throw TraceError.corrupt(what: "an anchor lies \(anchor.elapsed.seconds) s after the exit before it, longer "
                     + "than the recording took", place: "exit \(last.rawValue)")
             }
-            guard point == .landed else { return .land(anchor) }
+            if stepping != nil {
+                guard try machine.isAt(anchor) else { return try step(machine, at: point) }
+            } else if point != .landed {
+                return .land(anchor)
+            }
             if kind == .endAtAnchor { return .stop(.endOfTrace) }
             guard try kind == .nmiAtAnchor ? machine.engine.isReadyForNMI() : machine.engine.isInterruptible else {
                 throw Divergence(exit: last, expected: Self.text(event), actual: "a guest that can't take it")
             }
-            return try enter(kind == .nmiAtAnchor ? .nmi : .interrupt(vector(of: event)))
+            return try enter(kind == .nmiAtAnchor ? .nmi : .interrupt(vector(of: event)), machine)
         case .memoryWrite:
-            return try enter(.memoryWrite(.init(event.identity.address), Array(event.payload ?? [])))
+            return try enter(.memoryWrite(.init(event.identity.address), Array(event.payload ?? [])), machine)
         case .registerWrite:
             guard event.identity.address == 8, event.value < 16 else {
                 throw TraceError.corrupt(what: "a write to CR\(event.identity.address)", place: "exit \(last.rawValue)")
             }
-            return try enter(.taskPriority(UInt8(event.value)))
+            return try enter(.taskPriority(UInt8(event.value)), machine)
         default:
             throw TraceError.corrupt(what: "an event of kind \(kind)", place: "exit \(last.rawValue)")
         }
     }
 
-    private func enter(_ entry: Entry) throws -> Entry {
+    private func enter(_ entry: Entry, _ machine: Machine) throws -> Entry {
+        if stepping != nil { try stepInto(entry, machine) }
         devices?.enter(entry, after: last)
         try advance()
         return entry

@@ -92,6 +92,8 @@ public final class Replayer {
 /// A wrong request for a replay.
 public enum ReplayError: Error, CustomStringConvertible {
     case noSuchExit(ExitNumber, first: ExitNumber, last: ExitNumber)
+    /// The exit after it comes earlier.
+    case noSuchInstruction(Position)
     /// A trace can't be cut so.
     case emptyRange(ExitNumber, ExitNumber)
     case withinInstruction(ExitNumber)
@@ -103,6 +105,8 @@ public enum ReplayError: Error, CustomStringConvertible {
         switch self {
         case .noSuchExit(let exit, let first, let last):
             "the trace has no exit \(exit.rawValue): its exits are \(first.rawValue) to \(last.rawValue)"
+        case .noSuchInstruction(let position):
+            "there is no position \(position): the next exit comes before so many instructions, or the trace ends"
         case .emptyRange(let start, let end):
             "exit \(end.rawValue) comes before exit \(start.rawValue)"
         case .withinInstruction(let exit):
@@ -112,21 +116,5 @@ public enum ReplayError: Error, CustomStringConvertible {
         case .ended(let exit):
             "the guest ended with exit \(exit.rawValue): nothing can follow"
         }
-    }
-}
-
-extension TraceReader {
-    /// What the recording said of itself, checked for what a machine can be made from.
-    public func description() throws(TraceError) -> TraceDescription {
-        guard let description = try meta(TraceDescription.key, as: TraceDescription.self) else {
-            throw .corrupt(what: "it is missing", place: "meta \"\(TraceDescription.key)\"")
-        }
-        guard description.memory.isValid else {
-            throw .corrupt(what: "its memory map can't be", place: "meta \"\(TraceDescription.key)\"")
-        }
-        guard description.cpuModel.entries.count <= 128 else {
-            throw .corrupt(what: "its CPU model has too many entries", place: "meta \"\(TraceDescription.key)\"")
-        }
-        return description
     }
 }

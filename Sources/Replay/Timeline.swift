@@ -21,7 +21,7 @@ public final class Timeline {
     /// Where the timeline stands.
     public internal(set) var position: Position
     /// Whether it stands where the recording ended, with all that entered after the last exit.
-    public private(set) var isAtEnd = false
+    public internal(set) var isAtEnd = false
     /// The devices here; nil where they aren't run beside the replay, or the checkpoint was taken without them. May be
     /// replaced by others, to see whether they answer alike.
     public var platform: Platform? {
@@ -72,7 +72,7 @@ public final class Timeline {
     private var saved: SavedStates
 
     /// Whether the machine is in the state of `position`, so that it can go on.
-    private var isSound = false
+    var isSound = false
     /// Exits that take some milliseconds to replay.
     private var pace: UInt64 = 256
     private var lastSave = Nanoseconds(0)
@@ -268,7 +268,15 @@ public final class Timeline {
             if isNear || now - lastSave > Self.waypointInterval { try save(isWaypoint: !isNear, near: target) }
             progress?(Double(position.exit.rawValue - start) / Double(target.exit.rawValue - start))
         }
-        if position < target { throw HostError.cannotLand("instructions can't be stepped yet") }
+        while position < target {
+            try stepInstruction()
+            guard position.exit == target.exit else {
+                try seek(to: target.exit)
+                throw ReplayError.noSuchInstruction(target)
+            }
+            let left = target.instructions - position.instructions
+            if left > 0, left & (left - 1) == 0 { try save(isWaypoint: false, near: target) }
+        }
     }
 
     /// Goes to the nearest state at or before `target`, unless going on from here is nearer.

@@ -3,7 +3,8 @@ import GRDB
 import VMCore
 
 // A row of `checkpoint`. `cpu` is as the caller gave it; `devices` and `pages` are in a *box*: the length before
-// compression (varint), then a zstd frame, or the bytes themselves where a frame wouldn't be shorter.
+// compression (varint), then a zstd frame, or the bytes themselves where a frame wouldn't be shorter. In a packed trace
+// `cpu` is in a box, too.
 
 /// The name of a checkpoint in its trace: 1, 2, 3 … in the order in which they were taken.
 public struct CheckpointID: RawRepresentable, Hashable, Comparable, Codable, Sendable {
@@ -206,12 +207,14 @@ enum Box {
     }
 
     /// The bytes, at most `limit`.
-    static func open(_ data: Data, limit: Int = TraceFormat.Limit.state) throws(Malformed) -> [UInt8] {
+    static func open(
+        _ data: Data, limit: Int = TraceFormat.Limit.state, dictionary: ZstdDictionary? = nil
+    ) throws(Malformed) -> [UInt8] {
         var source = ByteSource([UInt8](data))
         let size = try source.count(atMost: limit, of: "bytes of state")
         let rest = source.bytes[(source.bytes.count - source.remaining)...]
         if rest.count == size { return Array(rest) }
         guard rest.count < size else { throw Malformed("its state is longer than stated") }
-        return try ZstdDecompressor().decompress(Array(rest), size: size)
+        return try ZstdDecompressor().decompress(Array(rest), size: size, dictionary: dictionary)
     }
 }

@@ -9,10 +9,18 @@ import CZstd
 final class ZstdCompressor {
     private let context: OpaquePointer
 
-    init(level: Int32) throws(TraceError) {
+    init(level: Int32, dictionary: [UInt8] = []) throws(TraceError) {
         guard let context = ZSTD_createCCtx() else { throw .invalid("no memory for a zstd context") }
         self.context = context
         ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level)
+        guard !dictionary.isEmpty else { return }
+        // A trace has one dictionary, so that its frames needn't name it.
+        ZSTD_CCtx_setParameter(context, ZSTD_c_dictIDFlag, 0)
+        let result = dictionary.withUnsafeBytes { ZSTD_CCtx_loadDictionary(context, $0.baseAddress, $0.count) }
+        guard ZSTD_isError(result) == 0 else {
+            ZSTD_freeCCtx(context)
+            throw .invalid("zstd refuses its own dictionary: \(String(cString: ZSTD_getErrorName(result)))")
+        }
     }
 
     deinit { ZSTD_freeCCtx(context) }
@@ -57,7 +65,7 @@ final class ZstdDecompressor {
     deinit { ZSTD_freeDCtx(context) }
 
     /// The content of the one frame in `bytes`, which must be exactly `size` bytes; the caller has bounded `size`.
-    func decompress(_ bytes: [UInt8], size: Int) throws(Malformed) -> [UInt8] {
+    func decompress(_ bytes: [UInt8], size: Int, dictionary: ZstdDictionary? = nil) throws(Malformed) -> [UInt8] {
         let (stated, frame) = bytes.withUnsafeBytes {
             (ZSTD_getFrameContentSize($0.baseAddress, $0.count), ZSTD_findFrameCompressedSize($0.baseAddress, $0.count))
         }
@@ -66,7 +74,8 @@ final class ZstdDecompressor {
         var result = 0
         let content = [UInt8](unsafeUninitializedCapacity: max(size, 1)) { buffer, count in
             result = bytes.withUnsafeBytes {
-                ZSTD_decompressDCtx(context, buffer.baseAddress, size, $0.baseAddress, $0.count)
+                ZSTD_decompress_usingDDict(
+                    context, buffer.baseAddress, size, $0.baseAddress, $0.count, dictionary?.digested)
             }
             count = ZSTD_isError(result) == 0 ? min(result, size) : 0
         }
@@ -75,6 +84,33 @@ final class ZstdDecompressor {
         }
         guard content.count == size else { throw Malformed("its data is shorter than stated") }
         return content
+    }
+}
+
+/// A dictionary that is ready for reading. It never changes, so that any thread may use it.
+final class ZstdDictionary: @unchecked Sendable {
+    fileprivate let digested: OpaquePointer
+
+    init(_ bytes: [UInt8]) throws(Malformed) {
+        guard let digested = bytes.withUnsafeBytes({ ZSTD_createDDict($0.baseAddress, $0.count) }) else {
+            throw Malformed("zstd refuses it")
+        }
+        self.digested = digested
+    }
+
+    deinit { ZSTD_freeDDict(digested) }
+
+    /// A dictionary of at most `limit` bytes from `samples`, which lie end to end in `content`; nil where zstd finds
+    /// too little that they have in common.
+    static func train(_ content: [UInt8], samples: [Int], limit: Int) -> [UInt8]? {
+        var size = 0
+        let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
+            size = content.withUnsafeBytes {
+                ZDICT_trainFromBuffer(buffer.baseAddress, limit, $0.baseAddress, samples, UInt32(samples.count))
+            }
+            count = ZDICT_isError(size) == 0 ? size : 0
+        }
+        return bytes.isEmpty ? nil : bytes
     }
 }
 

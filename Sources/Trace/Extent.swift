@@ -2,7 +2,7 @@ import Foundation
 import GRDB
 
 // An extent: up to 16 pages, one after the other. Its data is an LZ4 block, or the pages as they are where LZ4 wouldn't
-// be shorter; the length tells which. The writer (`PagePacker`) and the reader (`ExtentCache`) of it follow.
+// be shorter; the length tells which. In a packed trace it is a zstd frame instead of an LZ4 block. The writer (`PagePacker`) and the reader (`ExtentCache`) of it follow.
 
 /// An extent on its way to the table.
 struct NewExtent {
@@ -11,11 +11,14 @@ struct NewExtent {
     var digest: ContentDigest
     var data: [UInt8]
 
-    init(id: Int64, content: [UInt8]) {
+    init(id: Int64, content: [UInt8]) { self.init(id: id, content: content, compressed: LZ4.compress(content)) }
+
+    /// `compressed` may be nil, or longer than the content.
+    init(id: Int64, content: [UInt8], compressed: [UInt8]?) {
         self.id = id
         pages = content.count / TraceFormat.pageBytes
         digest = ContentDigest(content)
-        data = LZ4.compress(content) ?? content
+        data = compressed.flatMap { $0.count < content.count ? $0 : nil } ?? content
     }
 
     /// The pages again.
@@ -36,7 +39,7 @@ struct NewExtent {
 }
 
 /// Reads an extent's pages and checks them.
-func readExtent(_ id: Int64, _ db: Database) throws -> [UInt8] {
+func readExtent(_ id: Int64, _ db: Database, _ packing: Packing = Packing()) throws -> [UInt8] {
     let place = "extent \(id)"
     guard let row = try Row.fetchOne(db, sql: "SELECT pages, digest, data FROM extent WHERE id = ?", arguments: [id])
     else { throw TraceError.corrupt(what: "it is missing", place: place) }
@@ -50,6 +53,8 @@ func readExtent(_ id: Int64, _ db: Database) throws -> [UInt8] {
     do throws(Malformed) {
         let content: [UInt8] = if data.count == size {
             Array(data)
+        } else if packing.isPacked {
+            try ZstdDecompressor().decompress(Array(data), size: size, dictionary: packing.dictionary)
         } else {
             try LZ4.decompress(Array(data), size: size)
         }

@@ -9,6 +9,10 @@
 ///   XXH3-128 of the pages.
 /// - `note`: a remark at an exit.
 ///
+/// Version 1 is what recordings are. A *packed* trace, version 2, is the same with `cpu` in a box like `devices`, and
+/// with zstd frames in place of LZ4 blocks; these frames, and those of all boxes, are made with the dictionary that
+/// `meta` holds under `dictionary` as a BLOB, where there is one. `TracePacker.swift` makes it out of any other.
+///
 /// Integers that are digests are stored as the signed number with the same bits. Readers take every size, count and
 /// digest for a claim. A version change means that older readers would misread the file; new columns and keys with
 /// defaults that mean the old behaviour need none.
@@ -29,7 +33,9 @@
 /// 6. Disk full and not even the ending fitted, or killed while finishing: as 2 or 3.
 public enum TraceFormat {
     /// `PRAGMA user_version`. Readers know 1 up to this one.
-    public static let version: Int32 = 1
+    public static let version: Int32 = 2
+    static let recordedVersion: Int32 = 1
+    static let packedVersion: Int32 = 2
     /// `PRAGMA application_id`: "vmrr".
     public static let applicationID: Int32 = 0x766D_7272
     /// The bytes of a guest page.
@@ -52,6 +58,8 @@ public enum TraceFormat {
         static let chunkAnchors = 4096
         /// Bytes of a chunk before compression: everything above with room for the dictionary.
         static let chunkRaw = 16 << 20
+        /// Bytes of a dictionary.
+        static let dictionary = 1 << 20
         /// Bytes of a meta value or a note.
         static let text = 4 << 20
         /// Bytes of a state or a page map before compression.
@@ -103,7 +111,8 @@ public enum TraceFormat {
         static let start = "start"
         static let totals = "totals"
         static let reserve = "reserve"
-        static let all: Set<String> = [start, totals, reserve]
+        static let dictionary = "dictionary"
+        static let all: Set<String> = [start, totals, reserve, dictionary]
     }
 }
 

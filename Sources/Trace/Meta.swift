@@ -13,6 +13,9 @@ struct MetaRow: Sendable {
         try self.init(format: key, value: value)
     }
 
+    /// A row of another trace.
+    init(key: String, json: String) { (self.key, self.json) = (key, json) }
+
     /// A row of the format's own.
     init(format key: String, value: some Encodable) throws(TraceError) {
         let encoder = JSONEncoder()
@@ -42,13 +45,31 @@ struct MetaRow: Sendable {
         try db.execute(sql: "DELETE FROM meta WHERE key = ?", arguments: [TraceFormat.Key.reserve])
     }
 
-    /// All values but the reserve, as JSON.
+    static func insertDictionary(_ bytes: [UInt8], _ db: Database) throws {
+        try db.execute(sql: "INSERT INTO meta(key, value) VALUES (?, ?)",
+                       arguments: [TraceFormat.Key.dictionary, Data(bytes)])
+    }
+
+    /// The dictionary of a packed trace; nil where it has none.
+    static func dictionary(_ db: Database) throws -> Data? {
+        guard let row = try Row.fetchOne(
+            db, sql: "SELECT value FROM meta WHERE key = ?", arguments: [TraceFormat.Key.dictionary])
+        else { return nil }
+        let place = "meta \"\(TraceFormat.Key.dictionary)\""
+        let bytes = try Fields(row, place: place).blob(0)
+        guard bytes.count <= TraceFormat.Limit.dictionary else {
+            throw TraceError.corrupt(what: "it is longer than 1 MiB", place: place)
+        }
+        return bytes
+    }
+
+    /// All values but the reserve and the dictionary, as JSON.
     static func all(_ db: Database) throws -> [String: String] {
         let rows = try Row.fetchCursor(
             db, sql: """
                 SELECT CAST(key AS BLOB), CAST(value AS BLOB) FROM meta
-                WHERE key <> ? AND length(value) + length(key) <= ? LIMIT 10000
-                """, arguments: [TraceFormat.Key.reserve, TraceFormat.Limit.text])
+                WHERE key NOT IN (?, ?) AND length(value) + length(key) <= ? LIMIT 10000
+                """, arguments: [TraceFormat.Key.reserve, TraceFormat.Key.dictionary, TraceFormat.Limit.text])
         var all: [String: String] = [:]
         var bytes = 0
         while let row = try rows.next() {

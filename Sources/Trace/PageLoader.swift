@@ -29,7 +29,7 @@ struct PageLoader {
         var open: (id: Int64, bytes: [UInt8]) = (0, [])
         for place in places {
             let id = PageContent.extent(place.slot)
-            if id != open.id { open = (id, try store.read { db in try readExtent(id, db) }) }
+            if id != open.id { open = (id, try store.read { db in try readExtent(id, db, store.packing) }) }
             let offset = PageContent.position(place.slot) * TraceFormat.pageBytes
             guard offset + TraceFormat.pageBytes <= open.bytes.count else {
                 throw TraceError.corrupt(what: "it lacks the content of page \(place.page)", place: "extent \(id)")
@@ -60,7 +60,8 @@ struct PageLoader {
         do throws(Malformed) {
             // No map needs more: a run is a page or more, and takes three numbers.
             let limit = Int(min(UInt64(TraceFormat.Limit.state), 16 + 20 * pageLimit))
-            return try PageMap(try Box.open(blobs.pages, limit: limit), pageLimit: pageLimit, slotLimit: slotLimit)
+            let bytes = try Box.open(blobs.pages, limit: limit, dictionary: store.packing.dictionary)
+            return try PageMap(bytes, pageLimit: pageLimit, slotLimit: slotLimit)
         } catch {
             throw error.at("checkpoint \(id.rawValue)")
         }
@@ -134,7 +135,7 @@ public final class SlotReader {
     public func read<R>(_ slot: PageSlot, _ body: (UnsafeRawBufferPointer) throws -> R) throws -> R {
         let id = PageContent.extent(slot.rawValue)
         let store = store
-        let bytes = try cache.bytes(id) { id throws(TraceError) in try store.read { db in try readExtent(id, db) } }
+        let bytes = try cache.bytes(id) { id throws(TraceError) in try store.read { db in try readExtent(id, db, store.packing) } }
         let offset = PageContent.position(slot.rawValue) * TraceFormat.pageBytes
         guard offset + TraceFormat.pageBytes <= bytes.count else {
             throw TraceError.corrupt(what: "it lacks the content of a page", place: "extent \(id)")

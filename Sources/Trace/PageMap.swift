@@ -113,6 +113,9 @@ struct PageTable {
         return before
     }
 
+    /// The slot of `page`, 0 for zeros.
+    subscript(page: UInt64) -> UInt64 { leaves[page / 512]?[Int(page % 512)] ?? 0 }
+
     /// Calls `body` with each page that isn't zero and its slot, in ascending order of pages.
     func forEach(_ body: (UInt64, UInt64) -> Void) {
         for key in leaves.keys.sorted() {

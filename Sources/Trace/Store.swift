@@ -7,6 +7,8 @@ import Glibc
 struct Store: Sendable {
     let path: String
     let queue: DatabaseQueue
+    /// How pages and states are compressed.
+    var packing = Packing()
 
     /// How long to wait for another process's lock, in seconds. A commit of the recorder takes milliseconds; someone
     /// who looks at a live trace with an SQLite tool may take longer, and shouldn't end the recording.
@@ -16,14 +18,14 @@ struct Store: Sendable {
 
     /// Creates the file with its tables and `rows`, in one transaction.
     static func create(
-        path: String, overwrite: Bool, _ rows: (Store, Database) throws -> Void
+        path: String, overwrite: Bool, version: Int32 = TraceFormat.recordedVersion, _ rows: (Store, Database) throws -> Void
     ) throws(TraceError) -> Store {
         try claim(path, overwrite: overwrite)
         do {
             let store = Store(path: path, queue: try DatabaseQueue(path: path, configuration: writing()))
             try store.write { db in
                 try db.execute(sql: "PRAGMA application_id = \(TraceFormat.applicationID)")
-                try db.execute(sql: "PRAGMA user_version = \(TraceFormat.version)")
+                try db.execute(sql: "PRAGMA user_version = \(version)")
                 for table in TraceFormat.schema { try db.execute(sql: table.sql) }
                 try rows(store, db)
             }
@@ -82,13 +84,16 @@ struct Store: Sendable {
 
     /// Opens a trace for reading and checks that it is one: regular file, header, version, schema.
     static func open(path: String) throws(TraceError) -> Store {
-        try checkHeader(path)
+        let version = try checkHeader(path)
+        var store: Store
         do {
-            return try openChecked(path)
+            store = try openChecked(path)
         } catch TraceError.needsRecovery {
             try recover(path)
-            return try openChecked(path)
+            store = try openChecked(path)
         }
+        store.packing.isPacked = version == TraceFormat.packedVersion
+        return store
     }
 
     private static func openChecked(_ path: String) throws(TraceError) -> Store {
@@ -102,7 +107,9 @@ struct Store: Sendable {
     }
 
     /// Reads the database header before SQLite does: what isn't a trace is never handed to it.
-    private static func checkHeader(_ path: String) throws(TraceError) {
+    ///
+    /// - Returns: the version of the format.
+    private static func checkHeader(_ path: String) throws(TraceError) -> Int32 {
         // A pipe must not block us, and what is checked must be what is read.
         let descriptor = Glibc.open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
         guard descriptor >= 0 else {
@@ -134,6 +141,7 @@ struct Store: Sendable {
         guard header[18] == 1, header[19] == 1, word(56) == 1 else {
             throw .notATrace(path: path, reason: "its SQLite header asks for features that no trace uses")
         }
+        return word(60)
     }
 
     private static func reading(readonly: Bool = true) -> Configuration {

@@ -44,6 +44,22 @@ public struct TraceDescription: Codable, Sendable {
     }
 }
 
+extension TraceReader {
+    /// What the recording said of itself, checked for what a machine can be made from.
+    public func description() throws(TraceError) -> TraceDescription {
+        guard let description = try meta(TraceDescription.key, as: TraceDescription.self) else {
+            throw .corrupt(what: "it is missing", place: "meta \"\(TraceDescription.key)\"")
+        }
+        guard description.memory.isValid else {
+            throw .corrupt(what: "its memory map can't be", place: "meta \"\(TraceDescription.key)\"")
+        }
+        guard description.cpuModel.entries.count <= 128 else {
+            throw .corrupt(what: "its CPU model has too many entries", place: "meta \"\(TraceDescription.key)\"")
+        }
+        return description
+    }
+}
+
 /// Where a trace comes from that continues or was cut out of another one: the row `parent` of `meta`.
 public struct TraceParent: Codable, Equatable, Sendable {
     /// The other trace's file name, without its folder.

@@ -39,7 +39,9 @@ public final class TraceReader: Sendable {
     private let slotLimit: UInt64
 
     public init(path: String) throws(TraceError) {
-        store = try Store.open(path: path)
+        var opened = try Store.open(path: path)
+        if opened.packing.isPacked { opened.packing.dictionary = try Self.dictionary(opened) }
+        store = opened
         (metadata, start, chunks, checkpoints, slotLimit) = try store.readConsistently { db in
             let last = try Row.fetchOne(db, sql: "SELECT id FROM extent ORDER BY id DESC LIMIT 1")
             let lastExtent = try last.map { try Fields($0, place: "extent").count(0, atMost: 1 << 40) } ?? 0
@@ -77,6 +79,18 @@ extension TraceReader {
 
     /// Whether the recording came to its end, and didn't die.
     public var isFinished: Bool { totals != nil }
+
+    /// The version of the file's format.
+    public var version: Int32 { store.packing.isPacked ? TraceFormat.version : TraceFormat.recordedVersion }
+
+    private static func dictionary(_ store: Store) throws(TraceError) -> ZstdDictionary? {
+        guard let bytes = try store.read({ db in try MetaRow.dictionary(db) }) else { return nil }
+        do throws(Malformed) {
+            return try ZstdDictionary([UInt8](bytes))
+        } catch {
+            throw error.at("meta \"\(TraceFormat.Key.dictionary)\"")
+        }
+    }
 
     // MARK: Extent of the time axis
 
@@ -171,7 +185,9 @@ extension TraceReader {
     public func state(of id: CheckpointID) throws(TraceError) -> CheckpointState {
         let blobs = try store.read { db in try CheckpointRow.blobs(id, db) }
         do throws(Malformed) {
-            return CheckpointState(cpu: blobs.cpu, devices: Data(try Box.open(blobs.devices)))
+            let dictionary = store.packing.dictionary
+            let cpu = store.packing.isPacked ? Data(try Box.open(blobs.cpu, dictionary: dictionary)) : blobs.cpu
+            return CheckpointState(cpu: cpu, devices: Data(try Box.open(blobs.devices, dictionary: dictionary)))
         } catch {
             throw error.at("checkpoint \(id.rawValue)")
         }

@@ -47,7 +47,7 @@ struct Landing {
 
     func run(_ statistics: inout LandingStatistics) throws -> Outcome {
         statistics.landings += 1
-        if try isHere(engine.registers()) { return .landed }
+        if try machine.isAt(anchor) { return .landed }
         if anchor.elapsed > statistics.lead + Self.shortestFreeRun, engine.capabilities.canAnchor(cpl: 0) {
             if let outcome = try runAndSearch(&statistics) { return outcome }
         }
@@ -107,7 +107,7 @@ struct Landing {
         let until = hostTime() + giveUp
         engine.armKick(at: until)
         defer { engine.armKick(at: nil) }
-        if try isHere(engine.registers()) { return .landed }
+        if try machine.isAt(anchor) { return .landed }
         let stop: StopCondition =
             engine.capabilities.canAnchor(cpl: 0) ? .breakpoint(anchor.rip) : .step
         if stop == .step, !engine.capabilities.stepKernel {
@@ -118,18 +118,13 @@ struct Landing {
             case .exit(let exit): return .missed(exit.identity)
             case .debug:
                 statistics.arrivals += 1
-                if try isHere(engine.registers()) { return .landed }
+                if try machine.isAt(anchor) { return .landed }
             case .kicked:
-                if try isHere(engine.registers()) { return .landed }
+                if try machine.isAt(anchor) { return .landed }
                 if machine.environment.wantsStop { return .interrupted }
                 if hostTime() >= until { return .missed(nil) }
             case .window: continue
             }
         }
-    }
-
-    private func isHere(_ registers: CoreRegisters) throws -> Bool {
-        guard registers.linearRIP == anchor.rip, registers.digest == anchor.registers else { return false }
-        return try machine.completeDigest() == anchor.memory
     }
 }

@@ -26,6 +26,9 @@ public final class Machine {
     /// are those before the instruction, so that the state alone doesn't say where it stands.
     public var isWithinInstruction: Bool { held != nil }
 
+    /// Whether the guest came back last because it had executed the one instruction that was asked for.
+    public private(set) var hasStepped = false
+
     /// Goes on from another place: the engine and its memory have been given the state at `exit`.
     public func move(to exit: ExitNumber) {
         self.exit = exit
@@ -35,6 +38,7 @@ public final class Machine {
     /// Runs until the environment stops it. `point` is where the guest stands.
     public func run(at point: EntryPoint = .exit) throws -> Ending {
         var point = point
+        hasStepped = false
         while true {
             var stop = StopCondition.none
             if point != .exit || environment.wantsEntry {
@@ -45,6 +49,7 @@ public final class Machine {
                 case .stopped(let ending): return ending
                 }
             }
+            hasStepped = false
             let arrival: Arrival
             if let waiting = held {
                 arrival = waiting
@@ -58,6 +63,9 @@ public final class Machine {
                 try environment.handle(&exit, number: self.exit)
                 try engine.answer(exit)
                 point = .exit
+            case .debug where stop == .step:
+                hasStepped = true
+                point = .between
             case .window:
                 point = stop == .window ? .window : .between
             case .kicked, .debug:
@@ -108,6 +116,13 @@ public final class Machine {
     }
 
     // MARK: Points and digests
+
+    /// Whether the guest stands at an anchor.
+    public func isAt(_ anchor: Anchor) throws -> Bool {
+        let registers = try engine.registers()
+        guard registers.linearRIP == anchor.rip, registers.digest == anchor.registers else { return false }
+        return try completeDigest() == anchor.memory
+    }
 
     /// The digest of the general, segment and control registers.
     public func registerDigest() throws -> UInt64 { try engine.registers().digest }

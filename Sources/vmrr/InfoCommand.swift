@@ -50,7 +50,7 @@ struct InfoCommand: ParsableCommand {
 
         var json: JSON {
             [
-                "format": JSON(Int(TraceFormat.version)), "vmrr_version": .string(description.vmrrVersion),
+                "format": JSON(Int(reader.version)), "vmrr_version": .string(description.vmrrVersion),
                 "guest": .string(description.guest), "command_line": .array(description.commandLine.map { .string($0) }),
                 "created": JSON(description.created), "engine": .string(description.engine),
                 "host_cpu": .string(description.hostCPU), "host_kernel": .string(description.hostKernel),
@@ -77,7 +77,7 @@ struct InfoCommand: ParsableCommand {
 
         func text(path: String) -> String {
             var lines: [(String, String)] = [
-                ("trace", "\(path), format \(TraceFormat.version), \(humanBytes(fileBytes))"),
+                ("trace", "\(path), format \(reader.version), \(humanBytes(fileBytes))"),
                 ("guest", "\(description.guest), \(humanBytes(description.memoryBytes)) of memory, "
                     + "\(description.cpuModel.name), timestamps \(description.timestamps.rawValue)"
                     + (description.timestampSites.isEmpty ? "" : " (\(description.timestampSites.count) sites)")),

@@ -22,7 +22,8 @@ struct VMRR: ParsableCommand {
         version: version,
         subcommands: [
             DoctorCommand.self, GuestsCommand.self, RunCommand.self, RecordCommand.self, ReplayCommand.self,
-            ResumeCommand.self, SnapshotCommand.self, VerifyCommand.self, InfoCommand.self, EventsCommand.self,
+            ResumeCommand.self, SnapshotCommand.self, PackCommand.self, VerifyCommand.self, InfoCommand.self,
+            EventsCommand.self,
         ])
 }
 
