@@ -30,12 +30,16 @@ public struct CheckpointPolicy: Equatable, Sendable {
     private var lastExit = ExitNumber.start
     /// What a checkpoint costs: a mean in which the latest one weighs a quarter.
     private var cost = Nanoseconds(0)
-    /// Whether the next checkpoint was due before the last one was paid for.
-    private var isDelayed = false
     /// The widest distance to which the limit on their cost has spread checkpoints; nil where it never has.
     public private(set) var spreadTo: Nanoseconds?
 
     public init(_ spacing: Spacing = .automatic) { self.spacing = spacing }
+
+    /// The recording begins with a checkpoint at `exit`, at `now`.
+    mutating func begin(at exit: ExitNumber, now: Nanoseconds) {
+        last = now
+        lastExit = exit
+    }
 
     /// Whether to take a checkpoint at `exit`, at `now` of machine time. Neither goes backwards.
     public mutating func isDue(at exit: ExitNumber, now: Nanoseconds) -> Bool {
@@ -51,18 +55,16 @@ public struct CheckpointPolicy: Equatable, Sendable {
         case .never:
             return false
         }
-        if elapsed.rawValue >= Self.share &* cost.rawValue { return true }
-        isDelayed = true
+        let least = Nanoseconds(Self.share &* cost.rawValue)
+        if elapsed >= least { return true }
+        if least > spreadTo ?? Nanoseconds(0) { spreadTo = least }
         return false
     }
 
     /// A checkpoint was taken at `exit`, at `now`, for which the guest stood still for `pause`.
     public mutating func took(_ pause: Nanoseconds, at exit: ExitNumber, now: Nanoseconds) {
-        if isDelayed { spreadTo = max(spreadTo ?? now - last, now - last) }
-        isDelayed = false
         cost = Nanoseconds((3 * cost.rawValue + pause.rawValue) / 4)
-        last = now
-        lastExit = exit
+        begin(at: exit, now: now)
     }
 
     /// What the trace says of it.

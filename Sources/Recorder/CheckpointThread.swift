@@ -13,6 +13,7 @@ final class PageBlock: @unchecked Sendable {
     private(set) var numbers: [Int] = []
     private let bytes = UnsafeMutableRawPointer.allocate(byteCount: capacity * pageSize, alignment: pageSize)
 
+    init() { memset(bytes, 0, Self.capacity * pageSize) }
     deinit { bytes.deallocate() }
 
     var isFull: Bool { numbers.count == Self.capacity }
@@ -45,9 +46,12 @@ struct CheckpointMoment: Sendable {
 
 /// The thread that hashes, compresses and stores checkpoints while the guest runs on.
 ///
-/// Memory: 16 MiB of blocks at most, used from the hottest on. A checkpoint of more pages waits for blocks to come back.
+/// Memory: 8 MiB of blocks at most, used from the hottest on. A checkpoint of more pages waits for blocks to come back.
 final class CheckpointThread: @unchecked Sendable {
-    private static let blocks = 64
+    private static let blocks = 32
+    /// Blocks that the thread makes when it starts, so that the guest doesn't stand still while the kernel finds pages
+    /// for them: that takes longer than copying.
+    private static let readyBlocks = 16
 
     private enum Item: Sendable {
         case pages(PageBlock)
@@ -106,6 +110,8 @@ final class CheckpointThread: @unchecked Sendable {
     // MARK: The thread
 
     private func run() {
+        let ready = (0..<Self.readyBlocks).map { _ in PageBlock() }
+        shared.withLock { $0.idle += ready }
         while true {
             work.wait()
             switch shared.withLock({ $0.queue.removeFirst() }) {

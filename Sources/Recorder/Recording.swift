@@ -27,6 +27,10 @@ public struct RunOptions: Sendable {
     public var notice: @Sendable (String) -> Void = { _ in }
     /// Called with something that ends the run from any thread.
     public var started: @Sendable (@escaping @Sendable () -> Void) -> Void = { _ in }
+    /// Called with something that makes a copy of the trace so far, from any thread until the recording has ended.
+    public var recording: @Sendable (@escaping @Sendable (String) throws -> Void) -> Void = { _ in }
+    /// Called before the recording's end.
+    public var finishing: @Sendable () -> Void = {}
 
     public init() {}
 }
@@ -73,6 +77,8 @@ public struct Recording {
     public var checkpoints = CheckpointPolicy()
     /// The trace and the exit that the machine comes from.
     public var parent: TraceParent?
+    /// Keep the tail only.
+    public var keep: Retention?
     /// Has every checkpoint compared with all of memory. For tests: it is slow.
     public var checksWrites = false
 
@@ -102,7 +108,8 @@ public struct Recording {
         if let parent { metadata[TraceParent.key] = parent }
         let writer = try TraceWriter(
             path: path, metadata: metadata,
-            options: TraceWriterOptions(overwrite: overwrite, firstExit: built.exit), first: startCheckpoint(built, digests)
+            options: TraceWriterOptions(overwrite: overwrite, firstExit: built.exit, keep: keep),
+            first: startCheckpoint(built, digests)
         ) { (body: (UInt64, UnsafeRawPointer) throws(TraceError) -> Void) in
             try memory.forEachTouchedPage { page in
                 guard let address = memory.address(ofFilePage: page), let bytes = memory.page(page).baseAddress else {
@@ -111,6 +118,14 @@ public struct Recording {
                 try body(address.rawValue / UInt64(pageSize), bytes)
             }
         }
+
+        if case .bytes(let bound) = keep, writer.fileBytes > bound {
+            let needed = writer.fileBytes
+            try writer.finish()
+            unlink(path)
+            throw KeepTooSmall(bound: bound, needed: needed)
+        }
+        options.recording { try writer.save(to: $0) }
 
         var live = options.live
         live.placement = .replayable
@@ -123,12 +138,14 @@ public struct Recording {
         if checkpoints.spacing != .never {
             let checkpointer = try Checkpointer(machine: machine, writer: writer, digests: digests,
                                                 checksWrites: checksWrites)
-            environment.takeCheckpoints(checkpointer, when: checkpoints)
+            environment.takeCheckpoints(checkpointer, when: checkpoints, after: built.exit)
         }
         // Whatever happens, no thread outlives the recording.
         defer { _ = environment.finishCheckpoints() }
         let ending = try endingOf(machine)
-        return try finish(ending, machine: machine, environment: environment, world: world, writer: writer)
+        options.finishing()
+        return try finish(ending, machine: machine, environment: environment, world: world, writer: writer,
+                          notice: options.notice)
     }
 
     private func describe(_ built: BuiltMachine, _ options: RunOptions) -> TraceDescription {
@@ -150,7 +167,7 @@ public struct Recording {
     }
 
     private func finish(_ ending: Ending, machine: Machine, environment: RecordingEnvironment,
-                        world: LiveEnvironment, writer: TraceWriter) throws -> RunResult {
+                        world: LiveEnvironment, writer: TraceWriter, notice: (String) -> Void) throws -> RunResult {
         let wall = world.elapsed
         // The state after the host gave up lies past the last exit, where replay doesn't go.
         var digests: MachineDigests?
@@ -159,6 +176,10 @@ public struct Recording {
         default: digests = environment.endIsExact ? try machine.digests() : nil
         }
         let spacing = environment.finishCheckpoints()
+        if writer.exceedsBound {
+            notice("the state of the guest and what came after it take more room than --keep gives: "
+                + "the trace became larger")
+        }
         var detail: String?
         switch ending {
         case .hostLimit(let text), .traceFull(let text): detail = text
@@ -179,6 +200,17 @@ public struct Recording {
         return RunResult(ending: result, exits: writer.exits.rawValue, digests: digests, seconds: wall.seconds,
                          latency: end.latency, events: writer.events, interrupts: environment.interrupts,
                          rawBytes: writer.rawBytes, fileBytes: writer.fileBytes, checkpoints: spacing)
+    }
+}
+
+/// A flight recorder's bound doesn't even hold the machine's first state.
+public struct KeepTooSmall: Error, CustomStringConvertible {
+    /// Bytes.
+    public var bound: UInt64
+    public var needed: UInt64
+
+    public var description: String {
+        "--keep gives the trace \(bound >> 10) KiB, but the guest's state at the start alone takes \(needed >> 10) KiB"
     }
 }
 

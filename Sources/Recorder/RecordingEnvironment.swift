@@ -14,6 +14,7 @@ public final class RecordingEnvironment: Environment {
     private var policy = CheckpointPolicy(.never)
     private var checkpointer: Checkpointer?
     private var checkpointIsDue = false
+    private var saidSpread = false
     private var lastTime = Nanoseconds(0)
     private var lastAnchor = Nanoseconds(0)
     private var lastAnchorThreadTime = Nanoseconds(0)
@@ -104,19 +105,22 @@ public final class RecordingEnvironment: Environment {
 
     // MARK: Checkpoints
 
-    /// Has `checkpointer` take checkpoints from now on, when `policy` wants them.
-    func takeCheckpoints(_ checkpointer: Checkpointer, when policy: CheckpointPolicy) {
+    /// Has `checkpointer` take checkpoints after `exit`, when `policy` wants them.
+    func takeCheckpoints(_ checkpointer: Checkpointer, when policy: CheckpointPolicy, after exit: ExitNumber) {
         self.checkpointer = checkpointer
         self.policy = policy
+        self.policy.begin(at: exit, now: live.now)
     }
 
     private func takeCheckpoint(of machine: Machine) throws {
         guard let checkpointer else { return }
-        let before = policy.spreadTo
         let pause = try checkpointer.take(of: machine, devices: live.platform, event: writer.events, guest: live.lastExit)
         policy.took(pause, at: machine.exit, now: live.now)
         // For a recording that is killed; the end writes it again.
-        if before == nil, policy.spreadTo != nil { try writer.setMeta(CheckpointSpacing.key, policy.description) }
+        if !saidSpread, policy.spreadTo != nil {
+            saidSpread = true
+            try writer.setMeta(CheckpointSpacing.key, policy.description)
+        }
     }
 
     /// Waits until all checkpoints are with the writer, and says how far apart they were.

@@ -105,9 +105,7 @@ struct CheckpointRow {
         """
 
     func insert(into db: Database) throws {
-        let digest = checkpoint.cpu.withUnsafeBytes { cpu in
-            devices.withUnsafeBytes { devices in pages.withUnsafeBytes { digest64(cpu, devices, $0) } }
-        }
+        let (devices, pages) = (Data(devices), Data(pages))
         let marks = Array(repeating: "?", count: 17).joined(separator: ", ")
         let statement = try db.cachedStatement(sql: "INSERT INTO checkpoint(\(Self.columns)) VALUES (\(marks))")
         try statement.execute(arguments: [
@@ -115,8 +113,16 @@ struct CheckpointRow {
             Int64(bitPattern: checkpoint.wall.rawValue), Int64(bitPattern: checkpoint.guest.rawValue),
             Int64(bitPattern: checkpoint.pause.rawValue), pagesDirtied, bytesStored,
             checkpoint.digests.state, checkpoint.digests.memory, checkpoint.digests.strictMemory,
-            checkpoint.position, Int64(bitPattern: digest), checkpoint.cpu, Data(devices), Data(pages),
+            checkpoint.position, Self.digest(cpu: checkpoint.cpu, devices: devices, pages: pages), checkpoint.cpu,
+            devices, pages,
         ])
+    }
+
+    /// The column `digest`.
+    static func digest(cpu: Data, devices: Data, pages: Data) -> Int64 {
+        Int64(bitPattern: cpu.withUnsafeBytes { cpu in
+            devices.withUnsafeBytes { devices in pages.withUnsafeBytes { digest64(cpu, devices, $0) } }
+        })
     }
 
     /// All checkpoints, in the order of their ids.
@@ -171,10 +177,7 @@ struct CheckpointRow {
         else { throw TraceError.corrupt(what: "it is missing", place: place) }
         let fields = Fields(row, place: place)
         let (cpu, devices, pages) = (try fields.blob(1), try fields.blob(2), try fields.blob(3))
-        let digest = cpu.withUnsafeBytes { cpu in
-            devices.withUnsafeBytes { devices in pages.withUnsafeBytes { digest64(cpu, devices, $0) } }
-        }
-        guard try fields.int(0) == Int64(bitPattern: digest) else {
+        guard try fields.int(0) == digest(cpu: cpu, devices: devices, pages: pages) else {
             throw TraceError.corrupt(what: "its digest is wrong", place: place)
         }
         return (cpu, devices, pages)

@@ -118,6 +118,9 @@ struct CheckpointWriter {
         return CheckpointBatch(row: row, extents: extents)
     }
 
+    /// Stores no page by naming these extents any more.
+    mutating func forget(_ extents: Set<Int64>) { packer.forget(extents) }
+
     /// Gives up the checkpoint that is being made.
     mutating func abandon() { making = nil }
 

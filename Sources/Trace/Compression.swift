@@ -120,16 +120,14 @@ enum LZ4 {
     static func compress(_ bytes: [UInt8]) -> [UInt8]? {
         let limit = bytes.count - 1
         guard limit > 0 else { return nil }
-        let block = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
+        // In room of its own first: an array keeps all the room that it was made with.
+        return withUnsafeTemporaryAllocation(of: CChar.self, capacity: limit) { block in
             let written = bytes.withUnsafeBytes { source in
                 LZ4_compress_default(
-                    source.bindMemory(to: CChar.self).baseAddress,
-                    UnsafeMutableRawPointer(buffer.baseAddress!).assumingMemoryBound(to: CChar.self),
-                    Int32(source.count), Int32(limit))
+                    source.bindMemory(to: CChar.self).baseAddress, block.baseAddress, Int32(source.count), Int32(limit))
             }
-            count = max(0, Int(written))
+            return written > 0 ? Array(UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(block)[..<Int(written)])) : nil
         }
-        return block.isEmpty ? nil : block
     }
 
     /// Exactly `size` bytes; the caller has bounded `size` and the block.

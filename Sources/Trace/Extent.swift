@@ -71,33 +71,29 @@ extension Fields {
     }
 }
 
-/// The content of a few extents, least recently used ones forgotten.
+/// The content of a few extents, the oldest forgotten.
 struct ExtentCache {
-    private var content: [Int64: (bytes: [UInt8], used: UInt64)] = [:]
-    private var clock: UInt64 = 0
-    /// Extents to keep.
-    private let capacity: Int
+    private var content: [Int64: [UInt8]] = [:]
+    /// Ids in the order in which they came, in a ring; 0, which is no id, where none is.
+    private var order: [Int64]
+    private var next = 0
 
-    init(capacity: Int) { self.capacity = capacity }
+    /// `capacity` is how many extents to keep.
+    init(capacity: Int) { order = Array(repeating: 0, count: capacity) }
 
     mutating func insert(_ id: Int64, _ bytes: [UInt8]) {
-        if content.count >= capacity, let oldest = content.min(by: { $0.value.used < $1.value.used }) {
-            content[oldest.key] = nil
-        }
-        clock += 1
-        content[id] = (bytes, clock)
+        content[order[next]] = nil
+        content[id] = bytes
+        order[next] = id
+        next = (next + 1) % order.count
     }
 
     mutating func remove(_ ids: Set<Int64>) {
-        content = content.filter { !ids.contains($0.key) }
+        for id in order where ids.contains(id) { content[id] = nil }
     }
 
     mutating func bytes(_ id: Int64, else load: (Int64) throws(TraceError) -> [UInt8]) throws(TraceError) -> [UInt8] {
-        if let found = content[id]?.bytes {
-            clock += 1
-            content[id]!.used = clock
-            return found
-        }
+        if let found = content[id] { return found }
         let loaded = try load(id)
         insert(id, loaded)
         return loaded
@@ -163,7 +159,7 @@ struct PagePacker {
     private var nextID: Int64 = 1
     /// Closed extents that aren't in the file yet.
     private var pending: [NewExtent] = []
-    /// Their bytes.
+    /// The memory that they take.
     private(set) var pendingBytes = 0
 
     init(pagesPerExtent: Int) {
@@ -205,7 +201,7 @@ struct PagePacker {
 
     private mutating func close() {
         let extent = NewExtent(id: nextID, content: open)
-        pendingBytes += extent.data.count
+        pendingBytes += extent.data.count + MemoryLayout<NewExtent>.stride
         pending.append(extent)
         cache.insert(nextID, open)
         nextID += 1

@@ -25,7 +25,10 @@
 ///    extents that no checkpoint names yet: a checkpoint's pages come before its row. Beside it is
 ///    `NAME.vmrr-journal`, at most 64 KiB, whose header is zeroed: it says nothing and may be deleted. It is kept so
 ///    that its room on the disk is there when the disk is full. The last chunk may be replaced by a longer one that
-///    begins with the same events; nothing else is ever rewritten.
+///    begins with the same events; nothing else is ever rewritten, but by a flight recorder.
+///    A flight recorder deletes its oldest events, checkpoints and extents, and in the same commit moves `start` and
+///    makes the oldest checkpoint complete. The chunk in which that stands stays whole, so a trace's first events may
+///    be older than its first checkpoint.
 /// 3. Killed inside a commit: the same with a *hot* journal, which belongs to the file. The next opening with leave
 ///    to write rolls it back, to the state of 2.
 /// 4. Finished: `totals` is there, the journal is gone. `totals.failure` says that events were lost, and why.

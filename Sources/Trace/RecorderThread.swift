@@ -51,6 +51,7 @@ final class RecorderThread: @unchecked Sendable {
     private let failed: UnsafeMutablePointer<Atomic<Bool>>
     private let done = DispatchSemaphore(value: 0)
     private let flushed = DispatchSemaphore(value: 0)
+    private let flushing = Mutex(())
     private let flushWanted = Atomic<Bool>(false)
     private let stopWanted = Atomic<Bool>(false)
     private let shared = Mutex(Shared())
@@ -137,21 +138,27 @@ final class RecorderThread: @unchecked Sendable {
 
     /// Commits everything and ends the thread; does nothing the second time.
     func stop() {
-        guard shared.withLock({ state in
-            defer { state.running = false }
-            return state.running
-        }) else { return }
-        stopWanted.store(true, ordering: .releasing)
-        log.work.signal()
-        done.wait()
+        // Not while someone waits for a flush, which the thread must still do.
+        flushing.withLock { _ in
+            guard shared.withLock({ state in
+                defer { state.running = false }
+                return state.running
+            }) else { return }
+            stopWanted.store(true, ordering: .releasing)
+            log.work.signal()
+            done.wait()
+        }
     }
 
     /// Returns when everything published is committed, or nothing can be any more.
     func flush() {
-        guard shared.withLock({ $0.running }) else { return }
-        flushWanted.store(true, ordering: .releasing)
-        log.work.signal()
-        flushed.wait()
+        // One at a time: each waits for an answer of its own.
+        flushing.withLock { _ in
+            guard shared.withLock({ $0.running }) else { return }
+            flushWanted.store(true, ordering: .releasing)
+            log.work.signal()
+            flushed.wait()
+        }
     }
 
     func add(_ row: PendingRow) { shared.withLock { $0.pending.append(row) } }
@@ -161,6 +168,9 @@ final class RecorderThread: @unchecked Sendable {
 
     /// What is in the file.
     var committed: TraceTotals { shared.withLock { $0.committed } }
+
+    /// The last exit in the file.
+    var lastCommittedExit: ExitNumber { ExitNumber(startExit + committed.exits) }
 
     /// Stops writing for good: the first failure counts.
     func fail(_ error: TraceError) {

@@ -250,6 +250,40 @@ struct Store: Sendable {
         }
     }
 
+    /// Bytes of the file that are in use; the rest of it SQLite will use again.
+    func usedBytes() throws(TraceError) -> UInt64 {
+        try read { db in
+            let pages = try Int.fetchOne(db, sql: "PRAGMA page_count") ?? 0
+            let free = try Int.fetchOne(db, sql: "PRAGMA freelist_count") ?? 0
+            return UInt64(max(0, pages - free) * TraceFormat.databasePageBytes)
+        }
+    }
+
+    /// Makes a copy of the file as it is, with `rows`, in a way that it appears under `path` when it is complete. No
+    /// file of that name exists.
+    func copy(to path: String, _ rows: (Database) throws -> Void) throws(TraceError) {
+        let part = path + ".part"
+        unlink(part)
+        do {
+            try read { db in try db.execute(sql: "VACUUM INTO ?", arguments: [part]) }
+            let copy = Store(path: part, queue: try DatabaseQueue(path: part, configuration: Self.writing()))
+            try copy.write { db in try rows(db) }
+            // Without its journal it is one file.
+            try copy.read { db in try db.execute(sql: "PRAGMA journal_mode = DELETE") }
+            copy.close()
+            let descriptor = Glibc.open(part, O_RDONLY | O_CLOEXEC)
+            if descriptor >= 0 {
+                fsync(descriptor)
+                _ = Glibc.close(descriptor)
+            }
+            guard rename(part, path) == 0 else { throw TraceError.io(path: path, code: errno, text: "can't be created") }
+        } catch {
+            unlink(part)
+            unlink(part + "-journal")
+            throw Self.translate(error, path: path, systemError: 0)
+        }
+    }
+
     func close() {
         try? queue.close()
     }

@@ -132,6 +132,14 @@ public struct TraceEnding: Codable, Sendable {
     }
 }
 
+/// What a copy says that was made while the recording went on: the row `saved` of `meta`.
+public struct TraceSaved: Codable, Equatable, Sendable {
+    /// The last exit in it.
+    public var exit: ExitNumber
+
+    public static let key = "saved"
+}
+
 /// Interrupts and NMIs by the kind of their position.
 public struct InterruptCounts: Codable, Equatable, Sendable {
     public var atExit = 0

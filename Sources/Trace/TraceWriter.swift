@@ -12,11 +12,16 @@ public struct TraceWriterOptions: Sendable {
     public var compressionLevel: Int32 = 3
     /// The number of the last exit before the trace.
     public var firstExit = ExitNumber.start
+    /// Keep the tail only: what is older goes as checkpoints are added.
+    public var keep: Retention?
 
-    public init(overwrite: Bool = false, compressionLevel: Int32 = 3, firstExit: ExitNumber = .start) {
+    public init(
+        overwrite: Bool = false, compressionLevel: Int32 = 3, firstExit: ExitNumber = .start, keep: Retention? = nil
+    ) {
         self.overwrite = overwrite
         self.compressionLevel = compressionLevel
         self.firstExit = firstExit
+        self.keep = keep
     }
 }
 
@@ -40,6 +45,9 @@ public final class TraceWriter: @unchecked Sendable {
     private var buffer = 0
     private var state = State.open
     private var checkpoints: CheckpointWriter
+    /// Belongs to the thread that adds checkpoints, as does the line above.
+    private var trimmer: Trimmer?
+    private let start: Mutex<TraceStart>
 
     private enum State { case open, finished }
 
@@ -58,11 +66,13 @@ public final class TraceWriter: @unchecked Sendable {
     ) throws(TraceError) {
         let meta = try metadata.map { key, value throws(TraceError) in try MetaRow(key: key, value: value) }
         let encoder = try ChunkEncoder(level: options.compressionLevel)
-        let start = try MetaRow(
-            format: TraceFormat.Key.start, value: TraceStart(exit: options.firstExit.rawValue, event: 0))
-        var checkpoints = try CheckpointWriter()
+        let start = TraceStart(exit: options.firstExit.rawValue, event: 0)
+        let startRow = try MetaRow(format: TraceFormat.Key.start, value: start)
+        // A page in an extent with others would keep them all from being dropped.
+        var checkpoints = try CheckpointWriter(
+            pagesPerExtent: options.keep == nil ? TraceFormat.Limit.pagesPerExtent : 1)
         store = try Store.create(path: path, overwrite: options.overwrite) { store, db in
-            for row in [start] + meta { try row.upsert(db) }
+            for row in [startRow] + meta { try row.upsert(db) }
             try MetaRow.insertReserve(db)
             guard let first else { return }
             let file = ExtentFile(store, within: db)
@@ -71,6 +81,9 @@ public final class TraceWriter: @unchecked Sendable {
             try checkpoints.finish(first, event: 0).insert(into: db)
         }
         self.checkpoints = checkpoints
+        self.start = Mutex(start)
+        trimmer = options.keep.map { Trimmer($0) }
+        if let first, let id = checkpoints.last { trimmer?.add(id, wall: first.wall) }
         // Rewriting the reserve once makes the journal as large as the ending's transaction may need.
         let journal = store
         try journal.write { db in try MetaRow.insertReserve(db) }
@@ -243,6 +256,28 @@ public final class TraceWriter: @unchecked Sendable {
             let batch = try checkpoints.finish(checkpoint, event: event)
             if !batch.extents.isEmpty { try ExtentFile(store).write(batch.extents) }
             recorder.add(batch.row)
+            guard trimmer != nil else { return }
+            trimmer!.add(CheckpointID(batch.row.id), wall: checkpoint.wall)
+            guard let (extents, begins) = try trimmer!.trim(store, commit: recorder.flush) else { return }
+            checkpoints.forget(extents)
+            start.withLock { $0 = begins }
+        }
+    }
+
+    /// Whether a flight recorder's file is larger than asked for, because what a tail needs at least is.
+    public var exceedsBound: Bool { trimmer?.exceedsBound ?? false }
+
+    /// Makes a copy of the trace as it is now, in a way that it appears under `path` when it is complete.
+    ///
+    /// For any thread, until `finish` has been called. Throws `.exists` where there is such a file.
+    public func save(to path: String) throws(TraceError) {
+        guard access(path, F_OK) != 0 else { throw .exists(path: path) }
+        recorder.flush()
+        if let failure { throw failure }
+        let saved = try MetaRow(key: TraceSaved.key, value: TraceSaved(exit: recorder.lastCommittedExit))
+        try store.copy(to: path) { db in
+            try MetaRow.deleteReserve(db)
+            try saved.upsert(db)
         }
     }
 
@@ -271,8 +306,10 @@ public final class TraceWriter: @unchecked Sendable {
         let failure = recorder.failure
         // From now on an append finds out that it comes too late.
         failed.pointee.store(true, ordering: .releasing)
+        let start = start.withLock { $0 }
         let totals = TraceTotals(
-            events: recorder.committed.events, exits: recorder.committed.exits, failure: failure?.description)
+            events: recorder.committed.events - start.event,
+            exits: recorder.lastCommittedExit.rawValue - start.exit, failure: failure?.description)
         rows.append(try MetaRow(format: TraceFormat.Key.totals, value: totals))
         var outcome = failure
         do {

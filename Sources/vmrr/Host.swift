@@ -1,5 +1,6 @@
 import CKVM
 import Dispatch
+import Foundation
 import VMCore
 
 /// Opens KVM and tries out what it can.
@@ -8,21 +9,76 @@ func openKVM() throws -> (KVMSystem, EngineCapabilities) {
     return (system, try SelfTests(system: system).capabilities())
 }
 
-/// Calls `stop` on the first SIGINT, SIGTERM or SIGHUP.
+/// Calls something on each of some signals.
 final class SignalWatch {
     private let sources: [any DispatchSourceSignal]
 
-    init(_ stop: @escaping @Sendable () -> Void) {
-        sources = [SIGINT, SIGTERM, SIGHUP].map { number in
+    /// The signals that end a command.
+    static let ending = [SIGINT, SIGTERM, SIGHUP]
+
+    init(_ signals: [Int32] = ending, on queue: DispatchQueue = .global(), _ action: @escaping @Sendable () -> Void) {
+        sources = signals.map { number in
             ckvm_ignore_signal(number)
-            let source = DispatchSource.makeSignalSource(signal: number, queue: .global())
-            source.setEventHandler(handler: stop)
+            let source = DispatchSource.makeSignalSource(signal: number, queue: queue)
+            source.setEventHandler(handler: action)
             source.resume()
             return source
         }
     }
 
     deinit { sources.forEach { $0.cancel() } }
+}
+
+/// Saves copies of the trace that is being recorded: NAME-1.vmrr, NAME-2.vmrr, beside it.
+final class TraceSaver: @unchecked Sendable {
+    /// Everything below happens here.
+    let queue = DispatchQueue(label: "vmrr.save")
+    private let base: String
+    private let ending: String
+    private var save: (@Sendable (String) throws -> Void)?
+    private var wanted = false
+    private var paths: [String] = []
+
+    init(beside path: String) {
+        let url = URL(fileURLWithPath: path)
+        ending = url.pathExtension.isEmpty ? "" : ".\(url.pathExtension)"
+        base = String(path.dropLast(ending.count))
+    }
+
+    /// The recording that is saved from now on; what was asked for before it is done now.
+    func attach(_ save: @escaping @Sendable (String) throws -> Void) {
+        queue.sync {
+            self.save = save
+            if wanted { saveNow() }
+        }
+    }
+
+    /// Waits for what is being saved; nothing is saved any more. Returns all that was.
+    func finish() -> [String] {
+        queue.sync {
+            save = nil
+            return paths
+        }
+    }
+
+    /// To be called on `queue`.
+    func saveNow() {
+        guard let save else {
+            wanted = true
+            return
+        }
+        wanted = false
+        var number = 1
+        while FileManager.default.fileExists(atPath: "\(base)-\(number)\(ending)") { number += 1 }
+        let path = "\(base)-\(number)\(ending)"
+        do {
+            try save(path)
+            paths.append(path)
+            say("vmrr: saved \(path)")
+        } catch {
+            say("vmrr: \(error)")
+        }
+    }
 }
 
 /// Hands a stop request to whatever is running now.

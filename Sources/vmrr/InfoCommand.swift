@@ -22,7 +22,9 @@ struct InfoCommand: ParsableCommand {
             let interrupts = try ending?.interrupts ?? Self.count(reader)
             let facts = Facts(reader: reader, description: description, ending: ending,
                               parent: try reader.meta(TraceParent.key, as: TraceParent.self), fileBytes: size,
-                              interrupts: interrupts)
+                              interrupts: interrupts,
+                              spacing: try reader.meta(CheckpointSpacing.key, as: CheckpointSpacing.self),
+                              saved: try reader.meta(TraceSaved.key, as: TraceSaved.self))
             write(json ? facts.json.text() + "\n" : facts.text(path: path))
             return .done
         }
@@ -43,7 +45,10 @@ struct InfoCommand: ParsableCommand {
         var parent: TraceParent?
         var fileBytes: UInt64
         var interrupts: InterruptCounts
+        var spacing: CheckpointSpacing?
+        var saved: TraceSaved?
 
+        var ended: String { ending?.ended ?? (saved == nil ? "killed" : "saved") }
         var exits: UInt64 { reader.lastExit.rawValue - reader.firstExit.rawValue }
         var rawBytes: UInt64 { reader.chunks.reduce(0) { $0 + UInt64($1.rawBytes) } }
         var bytesPerEvent: Double { Double(fileBytes) / Double(max(1, reader.events)) }
@@ -67,12 +72,26 @@ struct InfoCommand: ParsableCommand {
                 "latency_us": ending.map { latencyJSON($0.latency) } ?? .null,
                 "raw_bytes": JSON(rawBytes), "file_bytes": JSON(fileBytes), "bytes_per_event": .number(bytesPerEvent),
                 "chunks": JSON(reader.chunks.count), "checkpoints": JSON(reader.checkpoints.count),
-                "ended": .string(ending?.ended ?? "killed"), "guest_status": JSON(ending?.guestStatus),
+                "checkpoint_bytes": JSON(reader.checkpoints.reduce(0) { $0 + $1.bytesStored }),
+                "checkpoint_spacing": JSON(spacing?.policy), "checkpoints_spread_to_ns": JSON(spacing?.spreadTo?.rawValue),
+                "oldest_checkpoint": JSON(reader.checkpoints.first?.exit.rawValue),
+                "ended": .string(ended), "guest_status": JSON(ending?.guestStatus),
                 "guest_failed": ending.map { .bool($0.failed) } ?? .null, "detail": JSON(ending?.detail),
                 "state_digest": JSON(ending?.digests?.state.description),
                 "memory_digest": JSON(ending?.digests?.memory.description),
                 "wall_seconds": ending.map { .number($0.wall.seconds) } ?? .null,
             ]
+        }
+
+        private var checkpoints: String {
+            let list = reader.checkpoints
+            var text = "\(list.count), \(humanBytes(UInt64(list.reduce(0) { $0 + $1.bytesStored })))"
+            if let spacing { text += ", spacing \(spacing.policy)" }
+            if let widest = spacing?.spreadTo {
+                text += ", spread to \(humanSeconds(widest.seconds)) at most, since they took more than 5 % of the time"
+            }
+            if let first = list.first, first.exit > reader.firstExit { text += "; replay begins at exit \(first.exit.rawValue)" }
+            return text
         }
 
         func text(path: String) -> String {
@@ -91,6 +110,7 @@ struct InfoCommand: ParsableCommand {
             if let parent {
                 lines.insert(("continues", "\(parent.name) from exit \(parent.exit.rawValue) on"), at: 3)
             }
+            if !reader.checkpoints.isEmpty { lines.append(("checkpoints", checkpoints)) }
             if let latency = ending?.latency, interrupts.total > 0 {
                 func us(_ value: Nanoseconds) -> String { "\(value.rawValue / 1000) µs" }
                 lines.append(("latency", "interrupts waited \(us(latency.p50)) (p50), \(us(latency.p99)) (p99), "
@@ -100,6 +120,8 @@ struct InfoCommand: ParsableCommand {
             if let ending {
                 lines.append(("ended", ending.ended + (ending.guestStatus.map { " \($0)" } ?? "")
                     + " after \(humanSeconds(ending.wall.seconds))" + (ending.detail.map { ": \($0)" } ?? "")))
+            } else if let saved {
+                lines.append(("ended", "saved at exit \(saved.exit.rawValue), while the guest ran on"))
             } else {
                 lines.append(("ended", "killed: the trace holds all that was committed"))
             }

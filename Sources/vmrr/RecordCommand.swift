@@ -30,6 +30,18 @@ struct RecordCommand: ParsableCommand {
 
     @OptionGroup var checkpoints: CheckpointOptions
 
+    @Option(help: ArgumentHelp("Flight recorder: keep the tail only, at least so much time (30s) or a file of at most so "
+        + "many bytes (512MiB) and one checkpoint.", valueName: "time|size"))
+    var keep: String?
+
+    @Option(help: ArgumentHelp("With --keep: leave a trace only if the guest fails (failure), or only the copies that "
+        + "SIGUSR1 asks for (signal).", valueName: "failure|signal"))
+    var saveOn: SaveOn?
+
+    enum SaveOn: String, ExpressibleByArgument {
+        case failure, signal
+    }
+
     @Flag(help: ArgumentHelp("Compare all memory at each checkpoint.", visibility: .private))
     var checkWrites = false
 
@@ -38,6 +50,10 @@ struct RecordCommand: ParsableCommand {
 
     func validate() throws {
         guard maxRuns > 0 else { throw ValidationError("--max-runs takes a number from 1") }
+        if saveOn != nil, keep == nil { throw ValidationError("--save-on goes with --keep") }
+        if keep != nil, checkpoints.checkpointEvery == "none" {
+            throw ValidationError("--keep needs checkpoints: it drops what comes before one")
+        }
     }
 
     func run() throws {
@@ -56,13 +72,25 @@ struct RecordCommand: ParsableCommand {
             if json { options.consoleDescriptor = 2 }
             let stopper = Stopper()
             options.started = { stopper.attach($0) }
-            let watch = SignalWatch { stopper.stop() }
+            let saver = TraceSaver(beside: path)
+            options.recording = { saver.attach($0) }
+            options.finishing = { _ = saver.finish() }
+            let watches = [
+                SignalWatch { stopper.stop() }, SignalWatch([SIGUSR1], on: saver.queue) { saver.saveNow() },
+            ]
             var recording = Recording(path: path, guest: guest.name, commandLine: CommandLine.arguments,
                                       version: VMRR.version)
             recording.overwrite = force
             recording.checksWrites = checkWrites
             recording.checkpoints = try checkpoints.policy()
-            let (result, runs) = try withExtendedLifetime(watch) {
+            recording.keep = try keep.map { text in
+                guard let retention = Retention(parsing: text) else {
+                    throw UsageError("--keep takes a time from 1s on, such as 30s, or a size from 1MiB on, such as "
+                        + "512MiB, not '\(text)'")
+                }
+                return retention
+            }
+            let (result, runs) = try withExtendedLifetime(watches) {
                 try guest.naming {
                     untilFailure
                         ? try repeated(recording, configuration, system, capabilities, options, stopper)
@@ -70,8 +98,20 @@ struct RecordCommand: ParsableCommand {
                 }
             }
             if json, case .traceFull(let text) = result.ending { say("vmrr: \(text)") }
-            report(result, runs: runs, path: path)
+            let isKept = try keeps(path, result.ending)
+            report(result, runs: runs, path: isKept ? path : nil, saved: saver.finish())
             return status(of: result.ending)
+        }
+    }
+
+    /// Whether the trace stays; removes it where nothing happened that it is to be kept for.
+    private func keeps(_ path: String, _ ending: Ending) throws -> Bool {
+        switch saveOn {
+        case nil: return true
+        case .failure where ending.isFailure || isFatal(ending): return true
+        case .failure, .signal:
+            guard unlink(path) == 0 else { throw UsageError("can't remove \(path): \(String(cString: strerror(errno)))") }
+            return false
         }
     }
 
@@ -130,24 +170,34 @@ struct RecordCommand: ParsableCommand {
         }
     }
 
-    private func report(_ result: RunResult, runs: Int, path: String) {
+    /// `path` is nil where the trace was removed.
+    private func report(_ result: RunResult, runs: Int, path: String?, saved: [String]) {
         if json {
-            write(Self.json(result, runs: runs, path: path).text() + "\n")
+            write(Self.json(result, runs: runs, path: path, saved: saved).text() + "\n")
             return
         }
         say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
-        say("vmrr: \(path): \(result.events) events, \(result.interrupts.total) interrupts "
-            + "(\(result.interrupts.atAnchor) between exits), \(humanBytes(result.fileBytes))")
+        if let path {
+            say("vmrr: \(path): \(result.events) events, \(result.interrupts.total) interrupts "
+                + "(\(result.interrupts.atAnchor) between exits), \(humanBytes(result.fileBytes))")
+        } else {
+            say("vmrr: no trace is kept: --save-on \(saveOn?.rawValue ?? "")")
+        }
+        if let widest = result.checkpoints.spreadTo {
+            say("vmrr: checkpoints took more than 5 % of the time and were spread to \(humanSeconds(widest.seconds))")
+        }
         if result.interrupts.total > 0, result.latency.worst > .milliseconds(10) {
             say("vmrr: an interrupt waited \(humanSeconds(result.latency.worst.seconds)) for a place to enter, at worst")
         }
     }
 
-    private static func json(_ result: RunResult, runs: Int, path: String) -> JSON {
+    private static func json(_ result: RunResult, runs: Int, path: String?, saved: [String]) -> JSON {
         [
-            "trace": .string(path), "engine": "kvm", "runs": JSON(runs), "exits": JSON(result.exits),
-            "events": JSON(result.events), "interrupts": interruptsJSON(result.interrupts),
+            "trace": JSON(path), "saved": .array(saved.map { .string($0) }), "engine": "kvm", "runs": JSON(runs),
+            "exits": JSON(result.exits), "events": JSON(result.events),
+            "interrupts": interruptsJSON(result.interrupts),
             "raw_bytes": JSON(result.rawBytes), "file_bytes": JSON(result.fileBytes),
+            "checkpoints_spread_to_ns": JSON(result.checkpoints.spreadTo?.rawValue),
             "ended": .string(result.ending.name), "guest_status": JSON(result.ending.guestStatus),
             "state_digest": JSON(result.digests?.state.description),
             "memory_digest": JSON(result.digests?.memory.description),

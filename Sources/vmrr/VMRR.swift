@@ -23,7 +23,7 @@ struct VMRR: ParsableCommand {
         subcommands: [
             DoctorCommand.self, GuestsCommand.self, RunCommand.self, RecordCommand.self, ReplayCommand.self,
             ResumeCommand.self, SnapshotCommand.self, PackCommand.self, VerifyCommand.self, InfoCommand.self,
-            EventsCommand.self,
+            CheckpointsCommand.self, EventsCommand.self,
         ])
 }
 
@@ -44,7 +44,7 @@ enum Status: Int32 {
         case let error as BootError: self = error.isUsage ? .usage : .badTrace
         case let error as HostError:
             if case .call = error { self = .other } else { self = .hostLacks }
-        case is ReplayError, is SerialScript.SyntaxError, is UsageError: self = .usage
+        case is ReplayError, is SerialScript.SyntaxError, is UsageError, is KeepTooSmall: self = .usage
         case is Divergence: self = .diverged
         default: self = .other
         }

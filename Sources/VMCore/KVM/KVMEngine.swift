@@ -415,6 +415,10 @@ public final class KVMEngine: Engine {
         tracksWrites = true
     }
 
+    /// From the bitmap, which the kernel clears as it is read. The vCPU stands still meanwhile, so there is nothing to
+    /// gain from clearing it later (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), and the dirty ring takes longer: with 1,000 of
+    /// 65,536 pages dirty the bitmap took 36 µs, cleared later 37, the ring with its reset 47; with 10,000 dirty it was
+    /// 126, 121 and 253.
     public func takeWrittenPages(_ body: (Int) -> Void) throws(HostError) {
         precondition(tracksWrites, "writes are tracked from the start or not at all")
         for (i, slot) in slots.enumerated() {
