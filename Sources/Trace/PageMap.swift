@@ -105,8 +105,6 @@ struct PageTable {
 
     init() {}
 
-    subscript(page: UInt64) -> UInt64 { leaves[page / 512]?[Int(page % 512)] ?? 0 }
-
     /// Sets the slot of `page`, 0 for zeros; returns the one before.
     mutating func set(_ page: UInt64, _ slot: UInt64) -> UInt64 {
         if slot == 0, leaves[page / 512] == nil { return 0 }
