@@ -31,8 +31,9 @@ public final class Replayer {
     public var ending: TraceEnding? { timeline.ending }
 
     public init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
-                withDevices: Bool = false) throws {
-        timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, withDevices: withDevices)
+                engine: EngineKind = .kvm, withDevices: Bool = false) throws {
+        timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, engine: engine,
+                                withDevices: withDevices)
     }
 
     /// Where a replay begins.

@@ -53,7 +53,7 @@ public final class Timeline {
     public internal(set) var statistics = Statistics()
     public var landing: LandingStatistics { machine.landing }
 
-    let engine: KVMEngine
+    let engine: any Engine
     let machine: Machine
     let environment: ReplayEnvironment
     private let stopFlag: SharedFlag
@@ -87,14 +87,15 @@ public final class Timeline {
     ///
     /// - Throws: `TraceError` where the trace can't be replayed, `HostError` where this host can't replay it.
     public convenience init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
-                            withDevices: Bool = false) throws {
-        try self.init(unopened: reader, system: system, capabilities: capabilities, withDevices: withDevices)
+                            engine: EngineKind = .kvm, withDevices: Bool = false) throws {
+        try self.init(unopened: reader, system: system, capabilities: capabilities, engine: engine,
+                      withDevices: withDevices)
         try seek(to: first)
     }
 
     /// A timeline that stands nowhere until it is moved: damage at the start of a trace doesn't hinder it.
     init(unopened reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
-         withDevices: Bool = false) throws {
+         engine kind: EngineKind = .kvm, withDevices: Bool = false) throws {
         self.reader = reader
         self.withDevices = withDevices
         description = try reader.description()
@@ -107,8 +108,8 @@ public final class Timeline {
         first = start.exit
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
-        engine = try KVMEngine(system: system, memory: memory, model: description.cpuModel, capabilities: capabilities)
-        engine.trapsTimestamps = description.timestamps == .trap
+        engine = try kind.make(system: system, memory: memory, model: description.cpuModel, capabilities: capabilities,
+                               trapsTimestamps: description.timestamps == .trap)
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)

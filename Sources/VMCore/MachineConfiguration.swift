@@ -11,6 +11,7 @@ public struct MachineConfiguration: Sendable {
     public var image: GuestImage
     public var memoryBytes: UInt64
     public var cpuModel = "auto"
+    public var engine = EngineKind.kvm
     public var timestamps = TimestampPolicy.hide
     public var testDevice = false
     /// What the real-time clock shows at power-on, in seconds since 1970 UTC.
@@ -26,7 +27,7 @@ public struct MachineConfiguration: Sendable {
 /// A machine that has been put together and stands before an instruction: its first, or the one after an exit of a
 /// recording.
 public struct BuiltMachine {
-    public var engine: KVMEngine
+    public var engine: any Engine
     public var platform: Platform
     public var memoryBytes: UInt64
     public var model: CPUModel
@@ -40,7 +41,7 @@ public struct BuiltMachine {
     /// What the user should know.
     public var notices: [String]
 
-    public init(engine: KVMEngine, platform: Platform, memoryBytes: UInt64, model: CPUModel,
+    public init(engine: any Engine, platform: Platform, memoryBytes: UInt64, model: CPUModel,
                 timestamps: TimestampPolicy, exit: ExitNumber = .start, timestampSites: [TimestampSites.Site],
                 unrecordable: [String], notices: [String] = []) {
         self.engine = engine
@@ -79,8 +80,8 @@ extension MachineConfiguration {
         }
 
         let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: system.supportedFeatures())
-        let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: capabilities)
-        engine.trapsTimestamps = timestamps == .trap
+        let engine = try engine.make(system: system, memory: memory, model: model, capabilities: capabilities,
+                                     trapsTimestamps: timestamps == .trap)
         try engine.setState(boot.state)
         let platform = Platform(ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
                                                      testDevice: testDevice))

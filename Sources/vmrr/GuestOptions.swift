@@ -33,6 +33,8 @@ struct GuestOptions: ParsableArguments {
         + CPUModel.names.map { "\($0.name) (\($0.note))" }.joined(separator: "; ") + ".", valueName: "model"))
     var cpu: String = "auto"
 
+    @OptionGroup var engine: EngineOption
+
     @Option(help: ArgumentHelp("hide: no timestamp counter in CPUID; trap: replace RDTSC and RDTSCP in the loaded image "
         + "by recorded port reads; pass: the host's counter, unrecorded.", valueName: "hide|trap|pass"))
     var timestamps: TimestampPolicy?
@@ -73,6 +75,7 @@ struct GuestOptions: ParsableArguments {
         }
         var configuration = try image()
         configuration.cpuModel = cpu
+        configuration.engine = engine.kind
         configuration.testDevice = device.contains("testdev")
         if let timestamps { configuration.timestamps = timestamps }
         return configuration

@@ -173,7 +173,7 @@ struct RecordCommand: ParsableCommand {
     /// `path` is nil where the trace was removed.
     private func report(_ result: RunResult, runs: Int, path: String?, saved: [String]) {
         if json {
-            write(Self.json(result, runs: runs, path: path, saved: saved).text() + "\n")
+            write(json(result, runs: runs, path: path, saved: saved).text() + "\n")
             return
         }
         say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
@@ -191,9 +191,10 @@ struct RecordCommand: ParsableCommand {
         }
     }
 
-    private static func json(_ result: RunResult, runs: Int, path: String?, saved: [String]) -> JSON {
+    private func json(_ result: RunResult, runs: Int, path: String?, saved: [String]) -> JSON {
         [
-            "trace": JSON(path), "saved": .array(saved.map { .string($0) }), "engine": "kvm", "runs": JSON(runs),
+            "trace": JSON(path), "saved": .array(saved.map { .string($0) }), "runs": JSON(runs),
+            "engine": .string(guest.engine.kind.rawValue),
             "exits": JSON(result.exits), "events": JSON(result.events),
             "interrupts": interruptsJSON(result.interrupts),
             "raw_bytes": JSON(result.rawBytes), "file_bytes": JSON(result.fileBytes),

@@ -22,6 +22,8 @@ struct ReplayCommand: ParsableCommand {
         """, valueName: "exit"))
     var to: String?
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print what the guest printed.")
     var console = false
 
@@ -51,10 +53,10 @@ struct ReplayCommand: ParsableCommand {
             }
             let reader = try TraceReader(path: path)
             let (system, capabilities) = try openKVM()
-            let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities)
+            let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities, engine: engine.kind)
             let result = try replay(replayer, to: target, limit: limit)
             if json {
-                write(Self.json(result).text() + "\n")
+                write(json(result).text() + "\n")
             } else {
                 report(result, replayer, path: path)
             }
@@ -136,10 +138,11 @@ struct ReplayCommand: ParsableCommand {
     /// The report shares standard output with nothing: the guest's console has it when it is shown.
     private func show(_ line: String) { write(line + "\n", to: console ? 2 : 1) }
 
-    private static func json(_ result: ReplayResult) -> JSON {
+    private func json(_ result: ReplayResult) -> JSON {
         let diverged = result.divergence.map(divergenceJSON) ?? .null
         return [
-            "engine": "kvm", "started_at": JSON(result.start.rawValue), "exits": JSON(result.exits), "diverged": diverged,
+            "engine": .string(engine.kind.rawValue), "started_at": JSON(result.start.rawValue),
+            "exits": JSON(result.exits), "diverged": diverged,
             "state_digest": JSON(result.digests?.state.description),
             "memory_digest": JSON(result.digests?.memory.description),
             "memory_digest_strict": JSON(result.digests?.memoryStrict.description),

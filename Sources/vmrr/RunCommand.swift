@@ -35,7 +35,7 @@ struct RunCommand: ParsableCommand {
 
     private func report(_ result: RunResult) -> JSON {
         [
-            "engine": "kvm", "exits": JSON(result.exits), "ended": .string(result.ending.name),
+            "engine": .string(guest.engine.kind.rawValue), "exits": JSON(result.exits), "ended": .string(result.ending.name),
             "guest_status": JSON(result.ending.guestStatus), "seconds": .number(result.seconds),
         ]
     }

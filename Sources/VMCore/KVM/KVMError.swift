@@ -28,6 +28,8 @@ public enum HostError: Error, CustomStringConvertible {
     case internalError(suberror: UInt32, rip: UInt64)
     case unexpectedExit(reason: UInt32)
     case cannotLand(String)
+    case softEngineLacks(rip: UInt64, bytes: [UInt8])
+    case softEngineLacksBreakpoints
 
     public var description: String {
         switch self {
@@ -59,6 +61,11 @@ public enum HostError: Error, CustomStringConvertible {
             "KVM ended with exit reason \(reason), which vmrr does not know"
         case .cannotLand(let why):
             "this host can't replay that position: \(why)"
+        case .softEngineLacks(let rip, let bytes):
+            "the soft engine lacks the guest's instruction at RIP 0x\(String(rip, radix: 16)): "
+                + bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined(separator: " ")
+        case .softEngineLacksBreakpoints:
+            "the soft engine lacks breakpoints in the guest's own debug registers"
         }
     }
 }

@@ -174,6 +174,8 @@ public final class GuestMemory {
         }
     }
 
+    var hasMonitorWrites: Bool { !monitorWrites.isEmpty }
+
     /// The pages of the memory file that the monitor wrote since the last call.
     func takeMonitorWrites() -> Set<Int> {
         defer { monitorWrites.removeAll(keepingCapacity: true) }

@@ -1,0 +1,544 @@
+import Glibc
+import Synchronization
+
+/// An x86-64 processor in software: needs nothing of the host, counts instructions, stops anywhere.
+///
+/// It belongs to the thread that makes it; only `kicker` may be used from others.
+public final class SoftEngine: Engine {
+    public let name = "soft"
+    public let capabilities = EngineCapabilities.all
+    public let memory: GuestMemory
+
+    let core: Core
+    /// Registers that no instruction here reads or writes.
+    private var floatingPoint = FloatingPointState()
+    private let kick = KickFlag()
+    private var deadline: Nanoseconds?
+    /// Where the instruction stands that the last exit belongs to.
+    private enum Pending {
+        case none
+        /// Complete; more of its writes may follow.
+        case complete
+        case awaitsAnswer
+        case answered
+    }
+    private var pending = Pending.none
+    private var tracksWrites = false
+
+    /// Most accesses to devices that one instruction makes.
+    static let maximumAnswers = 160
+    /// Instructions between two looks at the clock and at kicks: some 100 µs.
+    private static let slice: UInt64 = 20_000
+
+    public init(memory: GuestMemory, model: CPUModel) throws(HostError) {
+        self.memory = memory
+        let tables = UnsafeMutablePointer<TLBEntry>.allocate(capacity: TLB.tables * TLB.entries)
+        tables.initialize(repeating: TLBEntry(), count: TLB.tables * TLB.entries)
+        let codeTables = UnsafeMutablePointer<CodeTLBEntry>.allocate(capacity: 2 * TLB.codeEntries)
+        codeTables.initialize(repeating: CodeTLBEntry(), count: 2 * TLB.codeEntries)
+        let jumps = UnsafeMutablePointer<JumpEntry>.allocate(capacity: JumpEntry.count)
+        jumps.initialize(repeating: JumpEntry(), count: JumpEntry.count)
+        let regions = UnsafeMutablePointer<RAMRegion>.allocate(capacity: 8)
+        for (i, region) in memory.map.regions.prefix(8).enumerated() {
+            (regions + i).initialize(to: RAMRegion(firstPage: region.address.rawValue >> 12, pages: region.bytes >> 12,
+                                                   filePage: region.fileOffset >> 12))
+        }
+        let cache = UnsafeMutablePointer<BlockCache>.allocate(capacity: 1)
+        cache.initialize(to: BlockCache(filePages: memory.filePages))
+        let cpuid = UnsafeMutablePointer<CPUIDTable>.allocate(capacity: 1)
+        cpuid.initialize(to: CPUIDTable(model))
+        let answers = UnsafeMutablePointer<UInt64>.allocate(capacity: Self.maximumAnswers)
+        let outgoing = UnsafeMutablePointer<PendingExit>.allocate(capacity: Self.maximumAnswers)
+        let file = UnsafeMutablePointer<RegisterFile>.allocate(capacity: 1)
+        // calloc: zeros that cost nothing until touched.
+        func words(_ count: Int) -> UnsafeMutablePointer<UInt64> {
+            calloc(count, 8)!.bindMemory(to: UInt64.self, capacity: count)
+        }
+        file.initialize(to: RegisterFile(
+            tlb: tables, codeTLB: codeTables, op: cache.pointee.scratch, jumps: jumps, answers: answers,
+            outgoing: outgoing, portData: .allocate(byteCount: Int(Core.portBatch) + 8, alignment: 8), ram: memory.base,
+            regions: regions, regionCount: memory.map.regions.count, codeLines: words(memory.filePages),
+            written: words(memory.filePages / 64 + 1), cache: cache, cpuid: cpuid, tables: tables, codeTables: codeTables))
+        core = Core(file)
+        precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
+            && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
+            && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)
+        core.updateMode()
+    }
+
+    deinit {
+        let s = core.file.pointee
+        s.cache.pointee.free()
+        s.cache.deallocate()
+        s.cpuid.deinitialize(count: 1)
+        s.cpuid.deallocate()
+        s.tables.deallocate()
+        s.codeTables.deallocate()
+        s.jumps.deallocate()
+        s.regions.deallocate()
+        s.answers.deallocate()
+        s.outgoing.deallocate()
+        s.portData.deallocate()
+        free(s.codeLines)
+        free(s.written)
+        core.file.deallocate()
+    }
+
+    /// Whether the reserved ports stand for RDTSC and RDTSCP.
+    public var trapsTimestamps: Bool {
+        get { core.s.trapsTimestamps }
+        set { core.s.trapsTimestamps = newValue }
+    }
+
+    /// Instructions that the guest has completed since the engine was made.
+    public var retired: UInt64 { core.s.retired }
+
+    // MARK: Running
+
+    public func enter(until stop: StopCondition) throws(HostError) -> Arrival {
+        if let arrival = try settle() { return arrival }
+        takeMonitorWrites()
+        switch stop {
+        case .breakpoint(let address): setBreakpoint(address)
+        default: setBreakpoint(nil)
+        }
+        let start = core.s.retired
+        var stands = true
+        while true {
+            if stop == .window, isInterruptible { return .window }
+            if core.s.loweredPriority {
+                core.s.loweredPriority = false
+                return .kicked
+            }
+            if stop == .step, core.s.retired != start { return .debug }
+            if kick.take() || isLate { return .kicked }
+            if case .breakpoint(let address) = stop, !stands, linearRIP == address { return .debug }
+            let delivered = core.s.queued.kind != .none || hasReadyNMI
+            if delivered, let arrival = try deliverQueued() { return arrival }
+            // The handler's first instruction is where a step over a delivery ends.
+            if delivered {
+                if stop == .step { return .debug }
+                stands = false
+                continue
+            }
+            if stop == .step || needsSingle {
+                if let arrival = try stepOnce() { return arrival }
+            } else {
+                if let arrival = try runSlice(startsAtBreakpoint: stands) { return arrival }
+            }
+            stands = false
+        }
+    }
+
+    private var linearRIP: UInt64 { (core.s.codeBase &+ core.s.rip) & core.s.linearMask }
+
+    private var isLate: Bool { deadline.map { hostTime() >= $0 } ?? false }
+
+    /// Whether what follows the next instruction has to be looked at.
+    private var needsSingle: Bool {
+        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.s.dr7 & 0xFF != 0
+    }
+
+    private var hasReadyNMI: Bool { core.s.nmiPending != 0 && !core.s.nmiMasked && core.s.shadow == 0 }
+
+    private func setBreakpoint(_ address: UInt64?) {
+        guard address != (core.s.hasBreakpoint ? core.s.breakpoint : nil) else { return }
+        core.s.hasBreakpoint = address != nil
+        core.s.breakpoint = address ?? 0
+        core.s.generation &+= 1
+    }
+
+    /// Runs blocks for a slice. Nil when the guest stands between two instructions and nothing is to be told.
+    private func runSlice(startsAtBreakpoint: Bool) throws(HostError) -> Arrival? {
+        core.s.sliceEnd = core.s.retired &+ Self.slice
+        var first: UnsafeMutablePointer<Block>
+        do throws(Trap) {
+            core.s.block = nil
+            first = try core.block(at: linearRIP, single: false)
+        } catch {
+            return try handle(error)
+        }
+        // A trap that has to be seen alone is started over; exits and exceptions are dealt with.
+        if let trap = core.run(first) { return try handle(trap) }
+        return outgoingExit()
+    }
+
+    /// Executes one instruction, or as much of a repeated one as it does at once.
+    private func stepOnce() throws(HostError) -> Arrival? {
+        let shadow = core.s.shadow
+        let traps = core.s.flags & Flag.tf != 0
+        let resumes = core.s.flags & Flag.rf != 0
+        let count = core.s.retired
+        core.s.single = true
+        defer { core.s.single = false }
+        core.s.answersTaken = 0
+        var trap: Trap?
+        do throws(Trap) {
+            core.s.block = nil
+            let block = try core.block(at: linearRIP, single: true)
+            core.s.sliceEnd = core.s.retired &+ 1
+            core.s.shadow = 0
+            trap = core.run(block)
+        } catch {
+            trap = error
+        }
+        if let trap {
+            if trap.kind == .exit || trap.kind == .unsupported { core.s.shadow = shadow }
+            return try handle(trap)
+        }
+        core.s.answerCount = 0
+        core.s.answersTaken = 0
+        if resumes { core.s.flags &= ~Flag.rf }
+        if traps, core.s.retired != count {
+            core.s.dr6 |= 1 << 14
+            if let arrival = try handle(.exception(Vector.db)) { return arrival }
+        }
+        return outgoingExit()
+    }
+
+    private func handle(_ trap: Trap) throws(HostError) -> Arrival? {
+        core.s.block = nil
+        switch trap.kind {
+        case .again: return try stepOnce()
+        case .exit:
+            pending = .awaitsAnswer
+            return .exit(makeExit(core.s.exit))
+        case .exception, .nonCanonical:
+            core.s.answerCount = 0
+            core.s.outgoingCount = 0
+            core.s.shadow = 0
+            do throws(Trap) { try core.raise(trap) } catch { return try handle(error) }
+            return nil
+        case .shutdown:
+            pending = .none
+            return .exit(Exit(EventIdentity(kind: .shutdown)))
+        case .unsupported: throw lacking()
+        }
+    }
+
+    private func lacking() -> HostError {
+        let state = coreRegisters()
+        let bytes = PageWalk(memory: memory, state: state).bytes(at: state.linearRIP, count: 15)
+        return .softEngineLacks(rip: state.general.rip, bytes: bytes)
+    }
+
+    // MARK: Exits
+
+    /// The next write of a completed instruction.
+    private func outgoingExit() -> Arrival? {
+        guard core.s.outgoingSent < core.s.outgoingCount else {
+            core.s.outgoingCount = 0
+            core.s.outgoingSent = 0
+            pending = .none
+            return nil
+        }
+        pending = .complete
+        let exit = core.s.outgoing[core.s.outgoingSent]
+        core.s.outgoingSent += 1
+        return .exit(makeExit(exit))
+    }
+
+    private func makeExit(_ exit: PendingExit) -> Exit {
+        var made = Exit(EventIdentity(kind: exit.kind, size: exit.size, count: exit.count, address: exit.address),
+                        value: exit.value)
+        if exit.count > 1 {
+            made.data = UnsafeMutableRawBufferPointer(start: core.s.portData, count: Int(exit.size) * Int(exit.count))
+        }
+        return made
+    }
+
+    public func answer(_ exit: Exit) throws(HostError) {
+        guard pending == .awaitsAnswer else { return }
+        core.s.answers[core.s.answerCount] = exit.value
+        core.s.answerCount += 1
+        core.s.answerFaulted = exit.identity.flags & EventIdentity.faulted != 0
+        pending = .answered
+    }
+
+    public func settle() throws(HostError) -> Arrival? {
+        switch pending {
+        case .none: return nil
+        case .complete: return outgoingExit()
+        case .awaitsAnswer, .answered:
+            pending = .none
+            takeMonitorWrites()
+            // An exception that the answer leads to is delivered: that finishes the instruction as well.
+            return try stepOnce()
+        }
+    }
+
+    // MARK: Interrupts
+
+    private func deliverQueued() throws(HostError) -> Arrival? {
+        let event = core.s.queued
+        do throws(Trap) {
+            if event.kind == .none {
+                core.s.nmiPending -= 1
+                core.s.nmiMasked = true
+                try core.deliver(Vector.nmi, code: nil, source: .external, returnTo: core.s.rip)
+            } else {
+                core.s.queued = QueuedEvent()
+                if event.kind == .nmi { core.s.nmiMasked = true }
+                try core.deliver(event.vector, code: event.hasErrorCode ? event.errorCode : nil,
+                                 source: event.kind == .exception ? .exception : .external, returnTo: core.s.rip)
+            }
+        } catch {
+            return try handle(error)
+        }
+        return nil
+    }
+
+    public var isInterruptible: Bool {
+        pending == .none && core.s.flags & Flag.if != 0 && core.s.shadow == 0 && core.s.queued.kind == .none
+    }
+
+    public func isReadyForNMI() throws(HostError) -> Bool {
+        !core.s.nmiMasked && core.s.nmiPending == 0 && core.s.shadow == 0 && core.s.queued.kind == .none
+    }
+
+    public func queueInterrupt(_ vector: UInt8) throws(HostError) {
+        core.s.queued = QueuedEvent(kind: .interrupt, vector: vector)
+    }
+
+    public func queueNMI() throws(HostError) { core.s.nmiPending = 1 }
+
+    public var taskPriority: UInt8 {
+        get { UInt8(truncatingIfNeeded: core.s.cr8) }
+        set { core.s.cr8 = UInt64(newValue & 15) }
+    }
+
+    // MARK: State
+
+    public var wantsRegisters = false
+
+    public func registers() throws(HostError) -> CoreRegisters { coreRegisters() }
+
+    public func debugRegistersActive() throws(HostError) -> Bool { core.s.dr7 & 0xFF != 0 }
+
+    public func state() throws(HostError) -> CPUState {
+        var state = CPUState()
+        state.core = coreRegisters()
+        state.floatingPoint = floatingPoint
+        let s = core.file.pointee
+        state.debug.address = SIMD4(s.dr.0, s.dr.1, s.dr.2, s.dr.3)
+        state.debug.dr6 = s.dr6
+        state.debug.dr7 = s.dr7
+        state.msrs = [s.msrs.0, s.msrs.1, s.msrs.2, s.msrs.3, s.msrs.4, s.msrs.5, s.msrs.6, s.msrs.7, s.msrs.8, s.msrs.9]
+        state.events.interruptShadow = s.shadow
+        state.events.nmiPending = s.nmiPending
+        state.events.nmiMasked = s.nmiMasked
+        state.events.halted = s.halted
+        switch s.queued.kind {
+        case .none: break
+        case .interrupt:
+            state.events.interruptInjected = true
+            state.events.interruptVector = s.queued.vector
+            state.events.interruptSoft = s.queued.soft
+        case .nmi: state.events.nmiInjected = true
+        case .exception:
+            state.events.exceptionPending = true
+            state.events.exceptionVector = s.queued.vector
+            state.events.exceptionHasErrorCode = s.queued.hasErrorCode
+            state.events.exceptionErrorCode = s.queued.errorCode
+        }
+        return state
+    }
+
+    public func setState(_ state: CPUState) throws(HostError) {
+        pending = .none
+        floatingPoint = state.floatingPoint
+        setRegisters(state.core)
+        core.s.xcr0 = state.control.xcr0
+        core.s.dr = (state.debug.address[0], state.debug.address[1], state.debug.address[2], state.debug.address[3])
+        core.s.dr6 = state.debug.dr6
+        core.s.dr7 = state.debug.dr7
+        let m = state.msrs
+        core.s.msrs = (m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9])
+        let e = state.events
+        core.s.shadow = e.interruptShadow
+        core.s.nmiPending = e.nmiPending
+        core.s.nmiMasked = e.nmiMasked
+        core.s.halted = e.halted
+        core.s.queued = QueuedEvent()
+        if e.exceptionInjected || e.exceptionPending {
+            core.s.queued = QueuedEvent(kind: .exception, vector: e.exceptionVector, hasErrorCode: e.exceptionHasErrorCode,
+                                        errorCode: e.exceptionErrorCode)
+        } else if e.nmiInjected {
+            core.s.queued = QueuedEvent(kind: .nmi, vector: Vector.nmi)
+        } else if e.interruptInjected {
+            core.s.queued = QueuedEvent(kind: .interrupt, vector: e.interruptVector, soft: e.interruptSoft)
+        }
+        core.s.answerCount = 0
+        core.s.answersTaken = 0
+        core.s.outgoingCount = 0
+        core.s.outgoingSent = 0
+        core.s.block = nil
+        core.flushTLB()
+        if core.s.dr7 & 0xFF != 0 { throw .softEngineLacksBreakpoints }
+        if core.isProtected, !core.isLong, core.s.cr4 & 0x20 != 0, core.s.cr0 >> 31 != 0 {
+            // What can't be loaded faults when it is used.
+            do throws(Trap) { try core.loadPDPTEs(core.s.cr3) } catch { core.s.pdpte = (0, 0, 0, 0) }
+        }
+    }
+
+    private func setRegisters(_ r: CoreRegisters) {
+        let g = r.general
+        core.s.gpr = (g.rax, g.rcx, g.rdx, g.rbx, g.rsp, g.rbp, g.rsi, g.rdi,
+                      g.r8, g.r9, g.r10, g.r11, g.r12, g.r13, g.r14, g.r15)
+        core.s.rip = g.rip
+        core.rflags = g.rflags
+        for (i, segment) in [r.es, r.cs, r.ss, r.ds, r.fs, r.gs].enumerated() {
+            core.segment(UInt8(i)).pointee = Segment(segment)
+        }
+        core.s.ldtr = Segment(r.ldtr)
+        core.s.tr = Segment(r.tr)
+        core.s.gdtr = r.gdtr
+        core.s.idtr = r.idtr
+        core.s.cr0 = r.control.cr0
+        core.s.cr2 = r.control.cr2
+        core.s.cr3 = r.control.cr3
+        core.s.cr4 = r.control.cr4
+        core.s.cr8 = r.control.cr8
+        core.s.efer = r.control.efer
+        core.updateMode()
+    }
+
+    private func coreRegisters() -> CoreRegisters {
+        var r = CoreRegisters()
+        let s = core.file.pointee
+        let g = s.gpr
+        (r.general.rax, r.general.rcx, r.general.rdx, r.general.rbx) = (g.0, g.1, g.2, g.3)
+        (r.general.rsp, r.general.rbp, r.general.rsi, r.general.rdi) = (g.4, g.5, g.6, g.7)
+        (r.general.r8, r.general.r9, r.general.r10, r.general.r11) = (g.8, g.9, g.10, g.11)
+        (r.general.r12, r.general.r13, r.general.r14, r.general.r15) = (g.12, g.13, g.14, g.15)
+        r.general.rip = s.rip
+        r.general.rflags = core.rflags & ~RFlags.resume
+        r.es = SegmentRegister(s.segments.0)
+        r.cs = SegmentRegister(s.segments.1)
+        r.ss = SegmentRegister(s.segments.2)
+        r.ds = SegmentRegister(s.segments.3)
+        r.fs = SegmentRegister(s.segments.4)
+        r.gs = SegmentRegister(s.segments.5)
+        r.ldtr = SegmentRegister(s.ldtr)
+        r.tr = SegmentRegister(s.tr)
+        r.gdtr = s.gdtr
+        r.idtr = s.idtr
+        r.control.cr0 = s.cr0
+        r.control.cr2 = s.cr2
+        r.control.cr3 = s.cr3
+        r.control.cr4 = s.cr4
+        r.control.cr8 = s.cr8
+        r.control.efer = s.efer
+        r.control.xcr0 = 1
+        return r
+    }
+
+    // MARK: Memory
+
+    public func trackWrites() throws(HostError) { tracksWrites = true }
+
+    public func takeWrittenPages(_ body: (Int) -> Void) throws(HostError) {
+        takeMonitorWrites()
+        reportWrites(body)
+    }
+
+    /// Calls `body` for each page written since the last call, and starts to watch anew.
+    func reportWrites(_ body: (Int) -> Void) {
+        var any = false
+        for i in 0..<(memory.filePages / 64 + 1) {
+            var word = core.s.written[i]
+            guard word != 0 else { continue }
+            any = true
+            core.s.written[i] = 0
+            while word != 0 {
+                body(64 * i + word.trailingZeroBitCount)
+                word &= word - 1
+            }
+        }
+        guard any else { return }
+        for i in 0..<(TLB.tables * TLB.entries) { core.s.tables[i].write = TLB.never }
+    }
+
+    /// Takes in what the monitor wrote to memory: code there is decoded anew, and it counts as written.
+    private func takeMonitorWrites() {
+        guard memory.hasMonitorWrites else { return }
+        for page in memory.takeMonitorWrites() { noteForeignWrite(page) }
+    }
+
+    /// Somebody else wrote to a page.
+    func noteForeignWrite(_ page: Int) { core.noteWrite(page, 0, pageSize) }
+
+    // MARK: Kicks
+
+    public func armKick(at moment: Nanoseconds?) { deadline = moment }
+
+    public var kicker: Kicker {
+        let flag = kick
+        return Kicker { flag.set() }
+    }
+}
+
+/// A request for attention from any thread.
+private final class KickFlag: Sendable {
+    private let flag = Atomic<Bool>(false)
+
+    func set() { flag.store(true, ordering: .releasing) }
+    func take() -> Bool {
+        guard flag.load(ordering: .acquiring) else { return false }
+        return flag.exchange(false, ordering: .acquiring)
+    }
+}
+
+extension Segment {
+    init(_ s: SegmentRegister) {
+        self.init(base: s.base, limit: s.limit, selector: s.selector, attributes: s.attributes)
+    }
+}
+
+extension SegmentRegister {
+    init(_ s: Segment) {
+        var attributes = s.attributes
+        if attributes & 0x80 == 0 { attributes |= Self.unusable }
+        self = Self(selector: s.selector, base: s.base, limit: s.limit, attributes: attributes).canonical
+    }
+}
+
+extension EngineCapabilities {
+    /// Nothing is left out.
+    static var all: Self {
+        var all = Self()
+        all.exactWindow = true
+        all.breakpointKernel = true
+        all.breakpointUser = true
+        all.stepKernel = true
+        all.stepUser = true
+        all.stepToUser = true
+        all.resumeFlag = true
+        return all
+    }
+}
+
+extension Core {
+    /// Brings the state back to the instruction that a trap interrupts.
+    func trapped(_ trap: Trap) -> Trap {
+        guard let block = s.block else { return trap }
+        let op = s.op
+        s.rip = (s.rip &+ UInt64(op.pointee.offset)) & s.ripMask
+        s.retired &-= UInt64(block.pointee.instructions) - instructionsBefore(op)
+        s.block = nil
+        if trap.kind == .nonCanonical {
+            return .exception(op.pointee.segment == SegmentIndex.noneStack || op.pointee.isStackAccess ? Vector.ss : Vector.gp, code: 0)
+        }
+        return trap
+    }
+}
+
+extension MicroOp {
+    /// PUSH, POP, CALL and RET reach the stack without an operand for it.
+    var isStackAccess: Bool {
+        switch code {
+        case .push64, .pushImm64, .pop64, .call64, .callRegister64, .ret64: true
+        default: false
+        }
+    }
+}
