@@ -218,7 +218,7 @@ extension Core {
 
     /// TZCNT and LZCNT change CF and ZF; what they leave in the others is undefined.
     private func setResultCarry<T: Word>(_ result: T, _ carry: Bool) {
-        setArithmetic(rflags & Flag.arithmetic & ~(Flag.cf | Flag.zf) | (carry ? Flag.cf : 0) | (result == 0 ? Flag.zf : 0))
+        UndefinedFlags.afterCount(self, isZero: result == 0, carry: carry)
     }
 
     // MARK: Multiplication and division
@@ -273,6 +273,7 @@ extension Core {
         guard high < divisor else { throw .exception(Vector.de) }
         let result = divisor.dividingFullWidth((high, T.Magnitude(truncatingIfNeeded: low)))
         setHalves(result.quotient, result.remainder)
+        UndefinedFlags.afterDivision(self)
     }
 
     private func divideSigned<T: Word>(_ op: Op, _ type: T.Type) throws(Trap) {
@@ -290,6 +291,7 @@ extension Core {
         let most = (1 as T) << T(T.bits - 1)
         guard result.quotient < most || flips && result.quotient == most else { throw .exception(Vector.de) }
         setHalves(flips ? 0 &- result.quotient : result.quotient, negative ? 0 &- result.remainder : result.remainder)
+        UndefinedFlags.afterDivision(self)
     }
 
     // MARK: Shifts
@@ -345,18 +347,18 @@ extension Core {
             r = count >= bits ? 0 : a >> T(count)
             let carry = count > bits ? false : a >> T(count - 1) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: false)
+            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: UndefinedFlags.shiftedAF)
         case 7:  // SAR
             let wide = Int64(bitPattern: a.extended)
             r = T(truncatingIfNeeded: wide >> Int64(min(count, 63)))
             let carry = wide >> Int64(min(count - 1, 63)) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: false, af: false)
+            setResult(r, cf: carry, of: false, af: UndefinedFlags.shiftedAF)
         default:  // SHL
             r = count >= bits ? 0 : a << T(count)
             let carry = count > bits ? false : a >> T(bits - count) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: r.isNegative != carry, af: false)
+            setResult(r, cf: carry, of: r.isNegative != carry, af: UndefinedFlags.shiftedAF)
         }
     }
 
@@ -391,7 +393,7 @@ extension Core {
         }
         try setFirst(op, r)
         let overflow = isLeft ? r.isNegative != carry : (r << 1 ^ r).isNegative
-        setResult(r, cf: carry, of: overflow, af: false)
+        setResult(r, cf: carry, of: overflow, af: UndefinedFlags.shiftedAF)
     }
 
     // MARK: Bits
@@ -441,6 +443,19 @@ enum UndefinedFlags {
         // SF, ZF, AF and PF stay as they were.
         core.setCarryOverflow(overflow, overflow)
     }
+
+    static func afterDivision(_ core: Core) {
+        // CF and OF stay as they were.
+        core.setArithmetic(core.rflags & (Flag.cf | Flag.of) | Flag.af)
+    }
+
+    static func afterCount(_ core: Core, isZero: Bool, carry: Bool) {
+        // OF stays as it was.
+        core.setArithmetic(core.rflags & Flag.of | (carry ? Flag.cf : 0) | (isZero ? Flag.zf : 0))
+    }
+
+    /// AF after a shift by other than 0.
+    static let shiftedAF = true
 
     static func afterScan(_ core: Core, isZero: Bool) {
         // The others stay as they were.

@@ -50,18 +50,17 @@ extension Core {
                 done += bulk
                 continue
             }
-            do throws(Trap) {
-                try iterate(op, T.self)
-            } catch {
-                throw error
-            }
+            try iterate(op, T.self)
             setGPR(GPR.rcx, left &- 1, mask: mask)
             // What devices answered was for this iteration.
+            let asked = s.answersTaken != 0
             s.answerCount = 0
             s.answersTaken = 0
             done += 1
             if compares, zf != form.has(MicroOp.Form.rep) { return }
-            if s.outgoingCount != 0, left != 1 { break }
+            // Where KVM's emulator stops for devices: after each write, and where RCX is a multiple of 1024, 0 included.
+            // Source: Linux, arch/x86/kvm/emulate.c, x86_emulate_insn.
+            if s.outgoingCount != 0 || asked && (left &- 1) & 0x3FF == 0 { break }
         }
         stay(op)
     }
@@ -205,7 +204,7 @@ extension Core {
         }
         if repeats {
             setGPR(GPR.rcx, left &- count, mask: mask)
-            if left != count { stay(op) }
+            stay(op)  // also when that was the last: KVM's emulator finds out when it comes by again
         }
     }
 
@@ -229,7 +228,7 @@ extension Core {
         advance(GPR.rsi, op, s.flags & Flag.df != 0 ? 0 &- bytes : bytes)
         if repeats {
             setGPR(GPR.rcx, left &- 1, mask: mask)
-            if left != 1 { stay(op) }
+            stay(op)
         }
     }
 }

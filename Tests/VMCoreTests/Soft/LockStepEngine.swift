@@ -15,6 +15,7 @@ final class LockStepEngine: Engine {
     let subject: SoftEngine
     var memory: GuestMemory { reference.memory }
     private(set) var steps = 0
+    private var delivers = false
     private var exit: Exit?
     private var last = CoreRegisters()
 
@@ -35,8 +36,19 @@ final class LockStepEngine: Engine {
                   try subject.registers().linearRIP == last.linearRIP, try isRepeated(last) {
                 arrival = try reference.enter(until: .step)
             }
+            // A kick comes before the step or after it.
+            if case .kicked = arrival, try reference.registers() == last { return arrival }
             steps += 1
-            let other = try subject.enter(until: .step)
+            var other = try subject.enter(until: .step)
+            // Delivery is a step of its own in one engine and belongs to the handler's first in the other.
+            if delivers, try reference.registers() != subject.registers() { other = try subject.enter(until: .step) }
+            delivers = false
+            // A step over HLT is a step to KVM.
+            if case .exit(let exit) = other, exit.identity.kind == .halt, case .debug = arrival {
+                try compareRegisters()
+                return other
+            }
+            try alignIdentification()
             try compare(arrival, other)
             switch arrival {
             case .exit, .kicked: return arrival
@@ -51,6 +63,12 @@ final class LockStepEngine: Engine {
         PageWalk(memory: memory, state: registers).repeatedStringLength() != nil
     }
 
+    /// What CPUID returns under single-step is the host's on some KVMs: no matter of the engines'.
+    private func alignIdentification() throws(HostError) {
+        guard PageWalk(memory: memory, state: last).bytes(at: last.linearRIP, count: 2) == [0x0F, 0xA2] else { return }
+        try reference.setState(subject.state())
+    }
+
     private func fail(_ text: String) -> HostError {
         let code = PageWalk(memory: memory, state: last).bytes(at: last.linearRIP, count: 15)
         return .cannotLand("step \(steps) at \(hex(last.linearRIP)), \(code.map { hex($0) }.joined(separator: " ")): \(text)")
@@ -63,8 +81,7 @@ final class LockStepEngine: Engine {
                 throw fail("exit \(x.identity) = \(hex(x.value)) and \(y.identity) = \(hex(y.value))")
             }
             exit = y
-        case (.debug, .debug): try compareRegisters()
-        case (.kicked, _): break
+        case (.debug, .debug), (.kicked, .debug): try compareRegisters()
         default: throw fail("\(a) and \(b)")
         }
     }
@@ -108,7 +125,9 @@ final class LockStepEngine: Engine {
     }
 
     func settle() throws(HostError) -> Arrival? {
-        let a = try reference.settle()
+        var a = try reference.settle()
+        // Finishing an instruction counts as a step.
+        if case .debug? = a { a = nil }
         let b = try subject.settle()
         switch (a, b) {
         case (nil, nil):
@@ -126,10 +145,12 @@ final class LockStepEngine: Engine {
     func queueInterrupt(_ vector: UInt8) throws(HostError) {
         try reference.queueInterrupt(vector)
         try subject.queueInterrupt(vector)
+        delivers = true
     }
     func queueNMI() throws(HostError) {
         try reference.queueNMI()
         try subject.queueNMI()
+        delivers = true
     }
     var taskPriority: UInt8 {
         get { reference.taskPriority }

@@ -8,7 +8,6 @@ import VMCore
         ("hello", ""), ("ticker", "ticks=20"), ("spin", "ticks=20"), ("lost-update", "ticks=20"), ("echo", ""),
         ("strings", "rounds=1"), ("churn", "rounds=2"), ("smc", "rounds=50"), ("nested-irq", "ticks=30"),
         ("nmi", "ipis=10 ticks=10"), ("paging", "rounds=5"), ("triple", ""), ("realmode", ""), ("clocks", "rounds=100"),
-        ("user", "rounds=0"),
     ])
     func guestsStepAlike(_ guest: String, _ parameters: String) throws {
         let system = try KVMSystem()
