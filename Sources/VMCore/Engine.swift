@@ -49,6 +49,8 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     public var stepToUser = false
     /// The resume flag carries the guest past a breakpoint that it stands at.
     public var resumeFlag = false
+    /// Stopping at a breakpoint costs little more than an instruction: a search for an anchor needs no free run.
+    public var cheapBreakpoints = false
 
     public init() {}
 
@@ -63,6 +65,7 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         stepUser = try flag(.stepUser)
         stepToUser = try flag(.stepToUser)
         resumeFlag = try flag(.resumeFlag)
+        cheapBreakpoints = try flag(.cheapBreakpoints)
     }
 
     /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
@@ -110,6 +113,10 @@ public protocol Engine: AnyObject {
 
     /// Whether the guest uses breakpoints of its own, which the monitor's would replace.
     func debugRegistersActive() throws(HostError) -> Bool
+
+    /// A processor in software for the same memory, which can run a stretch in this one's place; nil where that
+    /// would gain nothing.
+    func makeAssistant() throws(HostError) -> SoftEngine?
 
     /// Starts to note which pages of memory are written.
     func trackWrites() throws(HostError)

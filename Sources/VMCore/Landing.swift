@@ -3,6 +3,8 @@ public struct LandingStatistics: Sendable {
     public var landings = 0
     /// Times the guest came to an anchor's RIP.
     public var arrivals = 0
+    /// Landings that the soft engine made in the engine's place.
+    public var assisted = 0
     /// Times a landing started over because the guest had run too far.
     public var overshoots = 0
     /// How long before the expected moment the search begins: a little shorter after each success, a quarter longer
@@ -12,6 +14,25 @@ public struct LandingStatistics: Sendable {
 
     mutating func landedAtOnce() { lead = Nanoseconds(max(10_000, lead.rawValue / 25 * 24)) }
     mutating func overshot() { lead = Nanoseconds(min(5_000_000, lead.rawValue / 4 * 5)) }
+
+    /// Landings in a row that the soft engine could not make, and how many go by before it is asked again.
+    private var refusals: UInt64 = 0
+    private var pause: UInt64 = 0
+
+    /// Whether to try the soft engine: after a failure not for a while, each time longer.
+    mutating func triesAssistant() -> Bool {
+        guard pause == 0 else {
+            pause -= 1
+            return false
+        }
+        return true
+    }
+
+    mutating func assistantEnded(landed: Bool) {
+        refusals = landed ? 0 : min(refusals + 1, 10)
+        pause = landed ? 0 : 1 << refusals
+        if landed { assisted += 1 }
+    }
 
     public init() {}
 }
@@ -23,7 +44,7 @@ public struct LandingStatistics: Sendable {
 /// is taken back to where it started and the search begins earlier. Two points with the same complete state are the same
 /// point, so neither the clock nor a repetition has any influence on where the guest lands: only on how long it takes.
 struct Landing {
-    enum Outcome {
+    enum Outcome: Equatable {
         case landed
         /// Someone kicked the guest and wants it stopped.
         case interrupted
@@ -48,10 +69,67 @@ struct Landing {
     func run(_ statistics: inout LandingStatistics) throws -> Outcome {
         statistics.landings += 1
         if try machine.isAt(anchor) { return .landed }
-        if anchor.elapsed > statistics.lead + Self.shortestFreeRun, engine.capabilities.canAnchor(cpl: 0) {
+        if statistics.triesAssistant(), let assistant = try machine.assistant.get() {
+            let outcome = try runAssisted(assistant, &statistics)
+            statistics.assistantEnded(landed: outcome == .landed)
+            if let outcome { return outcome }
+        }
+        if !engine.capabilities.cheapBreakpoints, anchor.elapsed > statistics.lead + Self.shortestFreeRun,
+            engine.capabilities.canAnchor(cpl: 0) {
             if let outcome = try runAndSearch(&statistics) { return outcome }
         }
         return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
+    }
+
+    /// The soft engine's budget: so many times as long as the recording took. It is some 100 times faster than a KVM that
+    /// emulates, and some 20 times slower than one on hardware, where running freely finds the anchor in twice the time.
+    private static let assistantFactor: UInt64 = 4
+    private static let assistantPatience = Nanoseconds.milliseconds(5)
+
+    /// Lets the soft engine run from here to the anchor and takes its state over. Nil, with all as it was, where it
+    /// can't: it lacks an instruction, takes too long, or goes another way.
+    private func runAssisted(_ assistant: Assistant, _ statistics: inout LandingStatistics) throws -> Outcome? {
+        let start = try engine.state()
+        let watch = try machine.watch.get()
+        try watch.mark()
+        let until = hostTime() + (engine.capabilities.canAnchor(cpl: 0)
+            ? Nanoseconds(anchor.elapsed.rawValue &* Self.assistantFactor) + Self.assistantPatience
+            : Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
+        var outcome: Outcome?
+        do {
+            try assistant.start(from: start)
+            outcome = try search(with: assistant, until: until, &statistics)
+        } catch let error as HostError {
+            guard error.isLackOfSoftEngine else { throw error }
+        }
+        assistant.reportWrites()
+        if outcome != nil {
+            try engine.setState(assistant.engine.state())
+        } else {
+            try engine.setState(start)
+            try watch.rewind()
+        }
+        return outcome
+    }
+
+    private func search(with assistant: Assistant, until: Nanoseconds, _ statistics: inout LandingStatistics) throws
+        -> Outcome? {
+        let soft = assistant.engine
+        while true {
+            soft.armKick(at: min(until, hostTime() + .milliseconds(20)))
+            switch try soft.enter(until: .breakpoint(anchor.rip)) {
+            case .exit: return nil
+            case .debug:
+                statistics.arrivals += 1
+                guard try soft.registers().digest == anchor.registers else { continue }
+                assistant.reportWrites()
+                if try machine.completeDigest(of: soft) == anchor.memory { return .landed }
+            case .kicked:
+                if machine.environment.wantsStop { return .interrupted }
+                if hostTime() >= until { return nil }
+            case .window: continue
+            }
+        }
     }
 
     /// Runs freely, then searches; over again from an earlier moment after each overshoot. Nil when no free run is left.

@@ -14,6 +14,8 @@ public final class Machine {
     public private(set) lazy var writes = Result { try WriteLog(engine: engine) }
     /// Keeps the memory digest; made when first needed.
     public private(set) lazy var watch = Result { try MemoryWatch(memory: engine.memory, log: writes.get()) }
+    /// Runs stretches between exits in the engine's place where that is faster; made when first needed.
+    private(set) lazy var assistant = Result { try engine.makeAssistant().map { try Assistant($0, log: writes.get()) } }
     public private(set) var landing = LandingStatistics()
 
     public init(engine: any Engine, environment: any Environment, exit: ExitNumber = .start) {
@@ -135,7 +137,10 @@ public final class Machine {
     }
 
     /// The digest of the complete processor state and of memory, accessed/dirty bits masked.
-    func completeDigest() throws -> UInt64 {
+    func completeDigest() throws -> UInt64 { try completeDigest(of: engine) }
+
+    /// The same with the processor of another engine that has the same memory.
+    func completeDigest(of engine: any Engine) throws -> UInt64 {
         let memory = try watch.get()
         try memory.refresh()
         var parts = [memory.digest.total.low, memory.digest.total.high]

@@ -7,6 +7,7 @@ public final class KVMEngine: Engine {
     public let name = "kvm"
     public let capabilities: EngineCapabilities
     public let memory: GuestMemory
+    private let model: CPUModel
 
     let vm: KVMVirtualMachine
     let vcpu: KVMVirtualCPU
@@ -46,6 +47,7 @@ public final class KVMEngine: Engine {
         throws(HostError) {
         self.memory = memory
         self.capabilities = capabilities
+        self.model = model
         hasXSave = model.hasXSave
         do throws(SystemCallError) {
             vm = try system.createVM()
@@ -400,6 +402,12 @@ public final class KVMEngine: Engine {
         let read = try vcpu.debugRegisters()
         debugRegisters = read
         return read
+    }
+
+    public func makeAssistant() throws(HostError) -> SoftEngine? {
+        let engine = try SoftEngine(memory: memory, model: model)
+        engine.trapsTimestamps = trapsTimestamps
+        return engine
     }
 
     // MARK: Memory

@@ -31,6 +31,14 @@ public enum HostError: Error, CustomStringConvertible {
     case softEngineLacks(rip: UInt64, bytes: [UInt8])
     case softEngineLacksBreakpoints
 
+    /// Whether the soft engine came to something that it can't do, and another engine may.
+    var isLackOfSoftEngine: Bool {
+        switch self {
+        case .softEngineLacks, .softEngineLacksBreakpoints: true
+        default: false
+        }
+    }
+
     public var description: String {
         switch self {
         case .noDevice:

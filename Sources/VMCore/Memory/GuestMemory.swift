@@ -174,6 +174,9 @@ public final class GuestMemory {
         }
     }
 
+    /// Notes that something other than the engine wrote to a page of the memory file.
+    func noteMonitorWrite(_ filePage: Int) { monitorWrites.insert(filePage) }
+
     var hasMonitorWrites: Bool { !monitorWrites.isEmpty }
 
     /// The pages of the memory file that the monitor wrote since the last call.

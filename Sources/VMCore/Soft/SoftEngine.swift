@@ -319,6 +319,7 @@ public final class SoftEngine: Engine {
         var state = CPUState()
         state.core = coreRegisters()
         state.floatingPoint = floatingPoint
+        state.control.xcr0 = core.s.xcr0
         let s = core.file.pointee
         state.debug.address = SIMD4(s.dr.0, s.dr.1, s.dr.2, s.dr.3)
         state.debug.dr6 = s.dr6
@@ -433,6 +434,8 @@ public final class SoftEngine: Engine {
         return r
     }
 
+    public func makeAssistant() throws(HostError) -> SoftEngine? { nil }
+
     // MARK: Memory
 
     public func trackWrites() throws(HostError) { tracksWrites = true }
@@ -514,6 +517,7 @@ extension EngineCapabilities {
         all.stepUser = true
         all.stepToUser = true
         all.resumeFlag = true
+        all.cheapBreakpoints = true
         return all
     }
 }

@@ -167,6 +167,7 @@ final class LockStepEngine: Engine {
     var wantsRegisters = false
     func registers() throws(HostError) -> CoreRegisters { try reference.registers() }
     func debugRegistersActive() throws(HostError) -> Bool { try reference.debugRegistersActive() }
+    func makeAssistant() throws(HostError) -> SoftEngine? { nil }
     func trackWrites() throws(HostError) { try reference.trackWrites() }
     func takeWrittenPages(_ body: (Int) -> Void) throws(HostError) { try reference.takeWrittenPages(body) }
     func armKick(at moment: Nanoseconds?) { reference.armKick(at: moment) }
