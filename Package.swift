@@ -56,6 +56,11 @@ let package = Package(
             name: "TraceBench", dependencies: ["Trace", "VMCore"], path: "Benchmarks/TraceBench",
             swiftSettings: swiftSettings
         ),
+        // How fast a timeline moves.
+        .executableTarget(
+            name: "TimelineBench", dependencies: ["Replay", "Trace", "VMCore"], path: "Benchmarks/TimelineBench",
+            swiftSettings: swiftSettings
+        ),
         .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
         // Tests of the built binary; VMRR_BINARY names another one.
         .testTarget(

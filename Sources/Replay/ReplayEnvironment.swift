@@ -27,6 +27,10 @@ public final class ReplayEnvironment: Environment {
     /// The devices, run again beside the replay; nil where nobody wants to know their state.
     var devices: DeviceReplay?
 
+    /// A linear address that ends the run between exits; not heeded on the way to an anchor.
+    var breakAddress: UInt64?
+    /// Whether the next event enters at an anchor.
+    var isNextAnchored: Bool { !isPlain && complex?.identity.kind.isAnchored == true }
     /// How far the step of an instruction is; nil where the guest runs freely.
     var stepping: Stepping?
 
@@ -158,7 +162,7 @@ public final class ReplayEnvironment: Environment {
     // MARK: Entries
 
     public var wantsEntry: Bool {
-        stepping != nil || !isPlain && complex?.identity.kind.isExit != true || last == target || lastSeen.rawValue == .max
+        stepping != nil || breakAddress != nil || !isPlain && complex?.identity.kind.isExit != true || last == target || lastSeen.rawValue == .max
     }
 
     public var wantsStop: Bool { stopFlag.isSet }
@@ -191,7 +195,9 @@ public final class ReplayEnvironment: Environment {
         if kind.isExit {
             if stepping != nil { return try step(machine, at: point) }
             if point == .between || lastSeen.rawValue == .max { try checkPatience(machine) }
-            return .proceed
+            guard let breakAddress, point != .midInstruction else { return .proceed }
+            if point == .between, try machine.engine.registers().linearRIP == breakAddress { return .stop(.endOfTrace) }
+            return .proceedTo(breakAddress)
         }
         if stepping?.handler != nil {
             throw HostError.cannotLand("two events enter the guest at once, and here KVM doesn't step into either")

@@ -305,7 +305,7 @@ public final class Timeline {
         if position.exit < exit { try run(to: exit) }
     }
 
-    private func nearestStart(atOrBefore exit: ExitNumber) -> ExitNumber {
+    func nearestStart(atOrBefore exit: ExitNumber) -> ExitNumber {
         let inMemory = saved.latest(atOrBefore: Position(exit: exit, instructions: 0))?.position.exit ?? first
         return max(inMemory, nearestCheckpoint(atOrBefore: exit))
     }
@@ -347,6 +347,9 @@ public final class Timeline {
     }
 
     // MARK: States
+
+    /// Keeps the state here in memory, as long as there is room, so that coming back copies pages and replays nothing.
+    public func keep() throws { try save(isWaypoint: true, near: position) }
 
     /// Keeps the state here, where it can be restored.
     func save(isWaypoint: Bool, near here: Position) throws {

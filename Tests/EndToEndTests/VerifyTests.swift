@@ -1,4 +1,5 @@
 import Foundation
+import GRDB
 import Testing
 import Trace
 import VMCore
@@ -108,18 +109,18 @@ extension EndToEnd {
             }
         }
 
-        /// A bit flipped in the file itself is damage, and the intervals that don't need that row are verified.
+        /// What doesn't fit its digest is damage, and the intervals that don't need that row are verified.
         @Test func damageIsInItsInterval() throws {
             let trace = try checkpointed()
             let reader = try TraceReader(path: trace.path)
             let checkpoint = reader.checkpoints[3]
-            var bytes = Folder.current.bytes("clocks.vmrr")
-            let state = try reader.state(of: checkpoint.id)
-            // The processor state lies in the file as it is.
-            let range = try #require(bytes.range(of: state.cpu))
-            bytes[range.lowerBound + 20] ^= 1
-            let path = try Folder.current.file("damaged.vmrr", bytes)
-            let output = try verify(path)
+            let queue = try DatabaseQueue(path: trace.path)
+            try queue.write {
+                try $0.execute(sql: "UPDATE checkpoint SET cpu = zeroblob(length(cpu)) WHERE id = ?",
+                               arguments: [checkpoint.id.rawValue])
+            }
+            try queue.close()
+            let output = try verify(trace.path)
             #expect(output.status == 65, "\(output)")
             #expect(output.json["bad"].array?.map { $0["interval"].int } == [3], "\(output)")
             #expect(output.json["bad"].array?.first?["damage"].string?.contains("checkpoint 4") == true, "\(output)")
@@ -149,6 +150,8 @@ extension EndToEnd {
             var random = Seeded(Sizes.seed)
             for exit in [0, trace.exits] + (0..<3).map({ _ in random.below(trace.exits) }) {
                 let (path, output) = try snapshot(trace, "--at", "\(exit)")
+                // A string instruction over device memory makes two exits, and no trace begins between them.
+                if output.status == 64, output.errors.contains("lies within an instruction") { continue }
                 try #require(output.status == 0, "\(output)")
                 #expect(output.json["first_exit"].int == exit && output.json["last_exit"].int == trace.exits)
                 #expect(output.json["devices"].bool == true, "\(output)")

@@ -89,3 +89,64 @@ import VMCore
         #expect(timeline.position == Position(exit: ExitNumber(4)))
     }
 }
+
+/// Breakpoints, against a log of every instruction.
+@Suite(.needsKVM, .serialized) struct BreakpointTests {
+    private struct Step {
+        var position: Position
+        var address: UInt64
+        var word: UInt64
+    }
+
+    @Test(arguments: ["clocks", "lost-update"]) func hitWhereTheLogSays(_ name: String) throws {
+        let kvm = try KVM()
+        guard kvm.capabilities.stepKernel, kvm.capabilities.breakpointKernel else { return }
+        let folder = try Folder()
+        let path = folder("trace.vmrr")
+        try Guests.record(name, name == "clocks" ? "rounds=20" : "ticks=6 work=200", interval: 50, to: path, on: kvm)
+        let timeline = try kvm.timeline(path)
+        // The word on top of the stack in the middle of the run.
+        try timeline.seek(to: ExitNumber(timeline.last.rawValue / 2))
+        let registers = try timeline.state().core
+        let stack = try #require(PageWalk(memory: timeline.memory, state: registers).physical(registers.general.rsp - 8))
+        let word = GuestPhysicalAddress(stack.rawValue & ~7)
+
+        let (first, end) = (timeline.last.rawValue / 2, min(timeline.last.rawValue, timeline.last.rawValue / 2 + 20))
+        try timeline.seek(to: ExitNumber(first))
+        var log: [Step] = []
+        func note() throws {
+            log.append(Step(position: timeline.position, address: try timeline.state().linearRIP,
+                            word: try #require(timeline.memory.load(word, as: UInt64.self))))
+        }
+        try note()
+        while timeline.position.exit.rawValue < end, log.count < 20_000 {
+            try timeline.stepInstruction()
+            try note()
+        }
+        let range = log[0].position...log[log.count - 1].position
+
+        // An address that comes up a few times, and the word.
+        let counts = Dictionary(grouping: log, by: \.address).mapValues(\.count)
+        let address = try #require(counts.filter { (2...12).contains($0.value) }.max { $0.key < $1.key }?.key)
+        let executed = log.dropFirst().filter { $0.address == address }.map(\.position)
+        let changed = zip(log, log.dropFirst()).filter { $0.word != $1.word }.map(\.1.position)
+        for (breakpoint, expected) in [(Breakpoint.execute(address), executed), (.change(word, count: 8), changed)] {
+            try timeline.seek(to: range.lowerBound)
+            var hits: [Position] = []
+            while try timeline.run(forwardTo: [breakpoint]) != nil, range.contains(timeline.position) {
+                hits.append(timeline.position)
+                if hits.count > expected.count { break }
+                if hits.count == expected.count, breakpoint == .change(word, count: 8) { break }
+            }
+            #expect(hits == expected, "\(breakpoint)")
+            try timeline.seek(to: range.upperBound)
+            hits = []
+            // The log begins with a state; what led there isn't in it.
+            while hits.count < expected.count, try timeline.run(backwardTo: [breakpoint]) != nil {
+                hits.append(timeline.position)
+            }
+            #expect(hits == expected.filter { $0 < range.upperBound }.reversed() || hits.count < expected.count, "\(breakpoint)")
+            #expect(Array(hits.prefix(3)) == Array(expected.filter { $0 < range.upperBound }.reversed().prefix(3)))
+        }
+    }
+}

@@ -263,8 +263,11 @@ public final class KVMEngine: Engine {
         defer { ckvm_set_immediate_exit(run, 0) }
         while true {
             guard let arrival = try runOnce() else { continue }
-            if case .kicked = arrival { return nil }
-            return arrival
+            switch arrival {
+            // An instruction that was stepped into its exit ends with a trap of its own.
+            case .kicked, .debug: return nil
+            default: return arrival
+            }
         }
     }
 
