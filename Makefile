@@ -9,6 +9,7 @@ TESTFLAGS  ?=
 PREFIX     ?= /usr/local
 DESTDIR    ?=
 FUZZ       ?= 10000
+SOAK       ?= 1800
 
 BUILT := .build/release/vmrr
 
@@ -21,7 +22,7 @@ installed = $(bindir)/vmrr $(datadir)/man/man1/vmrr.1 $(datadir)/bash-completion
 	$(datadir)/zsh/site-functions/_vmrr $(datadir)/fish/vendor_completions.d/vmrr.fish
 
 .NOTPARALLEL:
-.PHONY: help setup build test-build demo test fuzz bench install uninstall clean
+.PHONY: help setup build test-build demo test fuzz soak bench install uninstall clean
 
 help:
 	@echo 'make demo       records a guest until it fails, replays the failure, shows it'
@@ -30,6 +31,7 @@ help:
 	@echo 'make install    installs what make build left: PREFIX=$(PREFIX), DESTDIR is honoured'
 	@echo 'make uninstall  takes it away again'
 	@echo 'make fuzz       $(FUZZ) mutated traces (FUZZ=N)'
+	@echo 'make soak       records with --keep for half an hour (SOAK=SECONDS)'
 	@echo 'make bench      measurements, side by side'
 	@echo 'make clean      removes what was built'
 	@echo
@@ -53,6 +55,9 @@ test: test-build
 
 fuzz: test-build
 	VMRR_FUZZ=$(FUZZ) $(SWIFT) test -c release --skip-build --disable-xctest --filter MutatedTraces $(TESTFLAGS)
+
+soak: test-build
+	VMRR_SOAK=$(SOAK) $(SWIFT) test -c release --skip-build --disable-xctest --filter goesOnForLong $(TESTFLAGS)
 
 bench: build
 	Benchmarks/run

@@ -39,6 +39,9 @@ struct Trimmer {
 
     private let keep: Retention
     private var kept: [Kept] = []
+    /// Bytes of the file in use at the last look, and what had been added since the one before.
+    private var lastUsed: UInt64 = 0
+    private var growth: UInt64 = 0
     /// Whether one complete checkpoint and what follows it ever were larger than the bound.
     private(set) var exceedsBound = false
 
@@ -60,6 +63,7 @@ struct Trimmer {
             // What isn't committed now never will be, for the writer has failed.
             guard let (extents, begins) = try drop(count, store) else { break }
             kept.removeFirst(count)
+            if case .bytes = keep { lastUsed = try store.usedBytes() }
             gone.formUnion(extents)
             start = begins
         }
@@ -79,7 +83,12 @@ struct Trimmer {
             let used = try store.usedBytes()
             if kept.count <= 1, used > bound { exceedsBound = true }
             // Begins before the bound, since the next checkpoint comes before the next look.
-            guard used > bound - bound / (isFirst ? 16 : 8), kept.count > 1 else { return nil }
+            if isFirst {
+                growth = used > lastUsed ? used - lastUsed : 0
+                lastUsed = used
+            }
+            let limit = bound - min(bound / 2, max(growth, bound / 16))
+            guard used > (isFirst ? limit : limit - bound / 16), kept.count > 1 else { return nil }
             return max(1, kept.count / 16)
         }
     }

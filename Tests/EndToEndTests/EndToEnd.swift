@@ -6,6 +6,7 @@ import Testing
 //     VMRR_BINARY    the binary under test; .build/release/vmrr by default
 //     VMRR_REPLAYS   replays of each guest, 3; from 25 on the guests run at their full length
 //     VMRR_KILLS     recordings killed at a random moment, 8
+//     VMRR_SOAK      seconds that the flight recorder runs, 60
 //     VMRR_FUZZ      mutated traces, 60
 //     VMRR_SEED      the seed of everything random
 

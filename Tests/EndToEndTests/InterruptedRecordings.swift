@@ -16,15 +16,27 @@ extension EndToEnd {
 
         /// At whatever moment a recording is killed, its trace opens and replays to the last exit that was committed.
         ///
-        /// What is committed first is the tables, then the state at the start. Killed before the one, the file is no trace
-        /// and status 65 says so; killed before the other, it is a trace of nothing, which `info` describes and
-        /// `replay` refuses with status 65. The moments are spread evenly over the logarithm of time, so that a few
-        /// fall there.
+        /// What is committed first is the tables with the state at the start: killed before that, the file is no trace, and
+        /// status 65 says so. The moments are spread evenly over the logarithm of time, so that a few fall there.
         @Test(arguments: 0..<Sizes.kills) func killed(_ number: Int) throws {
             var random = Seeded(Sizes.seed &+ UInt64(number))
             let moment = 0.1 * pow(20, Double(random.below(10_000)) / 10_000)
+            try kill(try Self.endless(number), after: moment, ["--checkpoint-every", "20ms"])
+        }
+
+        /// The same while the oldest part of the file goes all the time. The moments are those at which it does.
+        @Test(arguments: 0..<Sizes.kills) func killedUnderKeep(_ number: Int) throws {
+            var random = Seeded(Sizes.seed &+ 1000 &+ UInt64(number))
+            let moment = 1 + Double(random.below(4000)) / 1000
+            let keep = number % 2 == 0 ? "1MiB" : "1s"
+            let guest = number % 2 == 0 ? Guest.builtIn("churn", "rounds=100000 span=1500") : try Self.endless(number)
+            try kill(guest, after: moment, ["--checkpoint-every", "20ms", "--keep", keep])
+        }
+
+        /// Kills a recording and expects a trace that replays from its oldest checkpoint to its end.
+        private func kill(_ guest: Guest, after moment: Double, _ options: [String]) throws {
             let trace = try record(
-                try Self.endless(number), as: "killed", signals: [Signal(number: SIGKILL, moment: .after(moment))])
+                guest, as: "killed", options, signals: [Signal(number: SIGKILL, moment: .after(moment))])
             #expect(trace.output.signal == SIGKILL, "seed \(Sizes.seed), after \(moment) s: \(trace.output)")
             guard FileManager.default.fileExists(atPath: trace.path) else {
                 return print("killed after \(moment) s: no file yet")
@@ -34,13 +46,11 @@ extension EndToEnd {
                 #expect(info.status == 65 && !holdsSchema(trace.path), "after \(moment) s: \(info)")
                 return print("killed after \(moment) s: no trace yet")
             }
-            if info.json["checkpoints"].int == 0 {
-                let output = try replay(trace.path)
-                #expect(output.status == 65 && info.json["exits"].int == 0, "\(output)")
-                return print("killed after \(moment) s: no state yet")
-            }
             let exits = try replaysToItsLastExit(trace.path, ended: "killed")
-            print("killed after \(moment) s: \(exits) exits")
+            let checkpoints = info.json["checkpoints"].int ?? 0
+            #expect(checkpoints > 0, "\(info)")
+            print("killed after \(moment) s: \(exits) exits, \(checkpoints) checkpoints, "
+                + "the oldest at exit \(info.json["oldest_checkpoint"])")
         }
 
         /// Whether the file has the tables, committed: the text of the schema, and no hot journal that takes it back.

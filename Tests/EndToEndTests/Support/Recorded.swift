@@ -70,7 +70,8 @@ func replaysTheSame(
     }
 }
 
-/// Replays all that a recording without an end committed: the trace opens, and the replay comes to its last exit.
+/// Replays all that a recording without an end committed: the trace opens, and the replay goes from its oldest
+/// checkpoint to its last exit. Returns how many exits that is.
 func replaysToItsLastExit(
     _ path: String, ended: String, sourceLocation: SourceLocation = #_sourceLocation
 ) throws -> Int {
@@ -80,8 +81,10 @@ func replaysToItsLastExit(
     let output = try replay(path, sourceLocation: sourceLocation)
     #expect(output.status == 0, "\(output)", sourceLocation: sourceLocation)
     #expect(output.json["diverged"].isNull, "\(output)", sourceLocation: sourceLocation)
-    #expect(output.json["exits"] == info.json["exits"], "\(output)", sourceLocation: sourceLocation)
-    return info.json["exits"].int ?? 0
+    let oldest = try #require(info.json["oldest_checkpoint"].int, sourceLocation: sourceLocation)
+    let last = try #require(info.json["first_exit"].int) + (try #require(info.json["exits"].int))
+    #expect(output.json["exits"].int == last - oldest, "\(output)", sourceLocation: sourceLocation)
+    return last - oldest
 }
 
 func replay(_ path: String, _ more: [String] = [], sourceLocation: SourceLocation = #_sourceLocation) throws -> Output {

@@ -13,6 +13,8 @@ enum Sizes {
     static let kills = number("VMRR_KILLS", 8)
     /// Exits at which each of some recordings goes live.
     static let resumes = number("VMRR_RESUMES", 4)
+    /// Seconds that the flight recorder runs.
+    static let soak = number("VMRR_SOAK", 60)
     /// Mutated traces.
     static let mutants = number("VMRR_FUZZ", 60)
     /// The seed of everything random.
