@@ -10,8 +10,6 @@ import VMCore
 // seek: goes to COUNT random exits, and prints the quantiles of the first half, which finds nothing in memory, and of all:
 //     "COLD_P50 COLD_P95 P50 P95" in milliseconds
 
-setvbuf(stdout, nil, _IOLBF, 0)
-
 func timeline(_ path: String) throws -> Timeline {
     let system = try KVMSystem()
     return try Timeline(reader: TraceReader(path: path), system: system,
