@@ -36,7 +36,8 @@ extension EndToEnd {
         @Test func areListed() throws {
             let trace = try record(.builtIn("ticker", "ticks=300"), ["--checkpoint-every", "50exits"])
             let list = try checkpoints(of: trace.path)
-            #expect(list.count > 10 && list.count == (try trace.info["checkpoints"].int))
+            let counted = try trace.info["checkpoints"].int
+            #expect(list.count > 10 && list.count == counted)
             for (before, after) in zip(list, list.dropFirst()) {
                 let (exit, next) = (try #require(before["exit"].int), try #require(after["exit"].int))
                 // The first exit that the guest settles at: an instruction may make a few.
