@@ -68,6 +68,7 @@ let package = Package(
             dependencies: ["Trace", "VMCore", .product(name: "GRDB", package: "GRDB.swift")],
             swiftSettings: swiftSettings
         ),
+        .testTarget(name: "RecorderTests", dependencies: ["Recorder", "VMCore"], swiftSettings: swiftSettings),
         .testTarget(
             name: "ReplayTests", dependencies: ["Recorder", "Replay", "Trace", "VMCore"], swiftSettings: swiftSettings),
         .testTarget(

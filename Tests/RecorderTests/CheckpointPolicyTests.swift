@@ -5,28 +5,33 @@ import VMCore
 @Suite struct CheckpointPolicyTests {
     private func ms(_ n: UInt64) -> Nanoseconds { .milliseconds(n) }
 
+    private func due(_ policy: CheckpointPolicy, at exit: UInt64, _ now: Nanoseconds) -> Bool {
+        var policy = policy
+        return policy.isDue(at: ExitNumber(exit), now: now)
+    }
+
     @Test func theDefaultGoesByTimeAndByExits() {
         var policy = CheckpointPolicy()
-        #expect(!policy.isDue(at: ExitNumber(4_999), now: ms(249)))
-        #expect(policy.isDue(at: ExitNumber(1), now: ms(250)))
-        #expect(!policy.isDue(at: ExitNumber(1_000_000), now: ms(49)))
-        #expect(policy.isDue(at: ExitNumber(5_000), now: ms(50)))
+        #expect(!due(policy, at: 4_999, ms(249)))
+        #expect(due(policy, at: 1, ms(250)))
+        #expect(!due(policy, at: 1_000_000, ms(49)))
+        #expect(due(policy, at: 5_000, ms(50)))
         policy.took(.microseconds(100), at: ExitNumber(5_000), now: ms(60))
-        #expect(!policy.isDue(at: ExitNumber(9_999), now: ms(309)))
-        #expect(policy.isDue(at: ExitNumber(10_000), now: ms(110)))
-        #expect(policy.isDue(at: ExitNumber(5_001), now: ms(310)))
+        #expect(!due(policy, at: 9_999, ms(309)))
+        #expect(due(policy, at: 10_000, ms(110)))
+        #expect(due(policy, at: 5_001, ms(310)))
         #expect(policy.spreadTo == nil)
     }
 
     @Test func whatIsAskedForHolds() {
-        var time = CheckpointPolicy(.time(ms(20)))
-        #expect(!time.isDue(at: ExitNumber(1_000_000), now: Nanoseconds(19_999_999)))
-        #expect(time.isDue(at: ExitNumber(1), now: ms(20)))
-        var exits = CheckpointPolicy(.exits(10))
-        #expect(!exits.isDue(at: ExitNumber(9), now: .seconds(100)))
-        #expect(exits.isDue(at: ExitNumber(10), now: Nanoseconds(1)))
-        var never = CheckpointPolicy(.never)
-        #expect(!never.isDue(at: ExitNumber(.max), now: .seconds(10_000)))
+        let time = CheckpointPolicy(.time(ms(20)))
+        #expect(!due(time, at: 1_000_000, Nanoseconds(19_999_999)))
+        #expect(due(time, at: 1, ms(20)))
+        let exits = CheckpointPolicy(.exits(10))
+        #expect(!due(exits, at: 9, .seconds(100)))
+        #expect(due(exits, at: 10, Nanoseconds(1)))
+        let never = CheckpointPolicy(.never)
+        #expect(!due(never, at: .max, .seconds(10_000)))
     }
 
     /// A guest that makes an exit every 100 µs, with checkpoints of `pause`, for `span`.
