@@ -12,7 +12,7 @@ extension EndToEnd {
             #expect([0, 10].contains(trace.status), "\(trace.output)")
             let list = try checkpoints(of: trace.path)
             #expect(list.first?["exit"].int == 0 && list.first?["parent"].isNull == true)
-            #expect(list.count > 1 || trace.report["seconds"].double ?? 0 < 0.1, "\(list.count) checkpoints")
+            #expect(list.count > 1 || trace.exits < 100, "\(list.count) checkpoints")
             var random = Seeded(Sizes.seed)
             let chosen = Sizes.isLong ? list : (0..<min(4, list.count)).map { _ in random.pick(list) }
             for checkpoint in chosen {
@@ -81,9 +81,9 @@ extension EndToEnd {
         /// The monitor's own memory: all but the guest's, which is a shared one.
         @Test func needLittleMemory() throws {
             let guest = Guest.builtIn("churn", "rounds=150 pages=2048 span=60000")
-            for more in [[], ["--keep", "32MiB"]] {
+            for (name, more) in [("all", []), ("tail", ["--keep", "32MiB"])] {
                 let trace = try record(
-                    guest, ["--memory", "256M", "--checkpoint-every", "20ms"] + more, deadline: 120,
+                    guest, as: name, ["--memory", "256M", "--checkpoint-every", "20ms"] + more, deadline: 120,
                     around: Sampled.around)
                 #expect(trace.status == 0, "\(trace.output)")
                 let samples = try Sampled.read()
@@ -98,8 +98,8 @@ extension EndToEnd {
     @Suite(.needsKVM) struct FlightRecorder {
         /// The size of the file, the monitor's memory and the replay of what is left after so long a time.
         @Test func goesOnForLong() throws {
-            // A minute fills 16 MiB a few times.
-            let bound = Sizes.soak >= 600 ? 64 : 16
+            // So much is filled a few times, also where the tests beside it take most of the host.
+            let bound = Sizes.soak >= 600 ? 64 : 4
             let trace = try record(
                 .builtIn("churn", "rounds=100000000 pages=512"),
                 ["--keep", "\(bound)MiB", "--checkpoint-every", "20ms", "--deadline", "\(Sizes.soak)s"],
