@@ -30,7 +30,7 @@ help:
 	@echo 'make build      builds $(BUILT)'
 	@echo 'make install    installs what make build left: PREFIX=$(PREFIX), DESTDIR is honoured'
 	@echo 'make uninstall  takes it away again'
-	@echo 'make fuzz       $(FUZZ) mutated traces (FUZZ=N)'
+	@echo 'make fuzz       $(FUZZ) mutated traces (FUZZ=N), and a hundred times as many predicates'
 	@echo 'make soak       records with --keep for half an hour (SOAK=SECONDS)'
 	@echo 'make bench      measurements, side by side'
 	@echo 'make clean      removes what was built'
@@ -55,6 +55,8 @@ test: test-build
 
 fuzz: test-build
 	VMRR_FUZZ=$(FUZZ) $(SWIFT) test -c release --skip-build --disable-xctest --filter MutatedTraces $(TESTFLAGS)
+	VMRR_FUZZ_PREDICATES=$$(($(FUZZ) * 100)) $(SWIFT) test -c release --skip-build --disable-xctest \
+		--filter noInputCrashesTheParser $(TESTFLAGS)
 
 soak: test-build
 	VMRR_SOAK=$(SOAK) $(SWIFT) test -c release --skip-build --disable-xctest --filter goesOnForLong $(TESTFLAGS)

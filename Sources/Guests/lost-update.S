@@ -30,9 +30,9 @@ GUEST lost_update, "lost-update"
     UNMASK_IRQ 0
     sti
 
-next_check:
+    LABEL next_check
     movl %r15d, %r12d
-iterate:
+    LABEL iterate
     movl %ebp, %ecx
 1:  imulq %r13, %rbx
     addq %r14, %rbx
@@ -50,7 +50,7 @@ iterate:
     decl %r12d
     jnz iterate
 
-compare:
+    LABEL compare
     cli
     movl A(main_count), %eax
     outb %al, $POST
@@ -64,7 +64,7 @@ compare:
     sti
     jmp next_check
 
-lost:
+    LABEL lost
     SAY "lost-update: LOST at iteration "
     SAY_DEC main_count
     SAY ", tick "
@@ -76,7 +76,7 @@ lost:
     SAY "\n"
     EXIT 1
 
-done:
+    LABEL done
     movl A(main_count), %edi
     imulq %rbp, %rdi
     movl $1, %r8d
@@ -94,7 +94,7 @@ done:
     SAY "\n"
     EXIT 0
 
-on_tick:
+    LABEL on_tick
     pushq %rax
     movl A(shared), %eax
     incl %eax

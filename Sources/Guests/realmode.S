@@ -21,7 +21,11 @@
     .balign 4096
     .globl guest_realmode_start
     .globl guest_realmode_end
+    .globl guest_realmode_symbols_start         // none
+    .globl guest_realmode_symbols_end
     .code16
+guest_realmode_symbols_start:
+guest_realmode_symbols_end:
 guest_realmode_start:
 image:
     cli

@@ -248,7 +248,7 @@ extension TraceReader {
 
 extension Array {
     /// The first index whose element satisfies `predicate`, which no element before and all after it do.
-    func partitioningIndex(where predicate: (Element) -> Bool) -> Int {
+    package func partitioningIndex(where predicate: (Element) -> Bool) -> Int {
         var (low, high) = (0, count)
         while low < high {
             let middle = (low + high) / 2

@@ -27,6 +27,13 @@ struct EventsCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Only events up to this exit.", valueName: "exit"))
     var to: UInt64?
 
+    @Option(name: .customLong("where"), help: ArgumentHelp(
+        "Only events for which this holds, such as 'exit.port == 0x3f8 && exit.value == 10'; docs/predicates.md has the "
+            + "language.", valueName: "predicate"))
+    var condition: String?
+
+    @OptionGroup var symbols: SymbolOptions
+
     @Option(help: ArgumentHelp("Stop after this many.", valueName: "n"))
     var limit: Int?
 
@@ -51,13 +58,17 @@ struct EventsCommand: ParsableCommand {
             })
             let portNumber = try port.map { try Self.number($0, "--port") }
             let place = try address.map { try Self.number($0, "--address") }
-            var cursor = try TraceReader(path: trace.path()).cursor()
+            let reader = try TraceReader(path: trace.path())
+            let predicate = try condition.map { try symbols.predicate($0, of: reader, option: "--where", scope: .events) }
+            let transcript = Transcript(reader)
+            if let predicate { try transcript.prepare(for: predicate) }
+            var cursor = reader.cursor()
             if let from, from > 1 {
                 // The cursor comes to stand right after an exit.
                 let first = cursor.exit.rawValue
                 if from - 1 > first { try cursor.seek(to: ExitNumber(from - 1)) }
             }
-            var buffer = csv ? "exit,kind,address,size,count,fault,value,data\n" : ""
+            var buffer = csv ? TraceEvent.csvHeader + "\n" : ""
             var printed = 0
             while let event = try cursor.next() {
                 if let to, event.exit.rawValue > to { break }
@@ -70,7 +81,11 @@ struct EventsCommand: ParsableCommand {
                     else { continue }
                 }
                 if let place, identity.address != place { continue }
-                buffer += json ? Self.json(event) : csv ? Self.csv(event) : Self.line(event)
+                if let predicate {
+                    let moment = Moment(exit: event.exit, event: event, guest: nil, transcript: transcript)
+                    guard try predicate.holds(at: moment) else { continue }
+                }
+                buffer += (json ? event.json.text(pretty: false) : csv ? event.csv : event.line) + "\n"
                 printed += 1
                 if buffer.utf8.count > 1 << 16 {
                     write(buffer)
@@ -87,55 +102,5 @@ struct EventsCommand: ParsableCommand {
             throw UsageError("\(option) takes a number such as 0x3f8, not '\(text)'")
         }
         return value
-    }
-
-    private static func bytes(_ payload: some Sequence<UInt8>) -> String {
-        payload.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined()
-    }
-
-    private static func line(_ event: TraceEvent) -> String {
-        let number = String(event.exit.rawValue)
-        let exit = event.identity.kind.isExit ? number : "+"
-        var text = String(repeating: " ", count: max(0, 10 - exit.count)) + exit + "  " + event.identity.text
-        switch event.identity.kind {
-        case .halt, .shutdown, .hypercall, .interruptAtExit, .interruptAtWindow, .nmiAtExit: break
-        case .interruptAtAnchor, .nmiAtAnchor, .endAtAnchor:
-            if let anchor = event.anchor { text += " at RIP \(hex(anchor.rip))" }
-        case .time, .deviceTime: text += " \(Nanoseconds(event.value).seconds) s"
-        case .portRead, .mmioRead, .msrRead, .timestamp, .random:
-            text += " -> " + (event.payload.map { bytes($0) } ?? hex(event.value))
-        default: text += " = " + (event.payload.map { bytes($0) } ?? hex(event.value))
-        }
-        return text + "\n"
-    }
-
-    private static func json(_ event: TraceEvent) -> String {
-        let identity = event.identity
-        var members: [(String, JSON)] = [
-            ("exit", JSON(event.exit.rawValue)), ("kind", .string("\(identity.kind)")),
-            ("is_exit", .bool(identity.kind.isExit)), ("address", JSON(identity.address)),
-            ("size", JSON(UInt(identity.size))), ("count", JSON(UInt(identity.count))),
-            ("fault", .bool(identity.flags & EventIdentity.faulted != 0)),
-        ]
-        if let payload = event.payload {
-            members.append(("data", .string(bytes(payload))))
-        } else if let anchor = event.anchor {
-            members.append(("anchor", [
-                "rip": JSON(anchor.rip), "registers": .string(hex(anchor.registers)), "memory": .string(hex(anchor.memory)),
-                "elapsed_us": .number(anchor.elapsed.seconds * 1e6),
-            ]))
-        } else {
-            members.append(("value", JSON(event.value)))
-        }
-        return JSON.object(members).text(pretty: false) + "\n"
-    }
-
-    private static func csv(_ event: TraceEvent) -> String {
-        let identity = event.identity
-        let value = event.payload == nil && event.anchor == nil ? String(event.value) : ""
-        let data = event.payload.map { bytes($0) } ?? event.anchor.map { hex($0.rip) } ?? ""
-        let fault = identity.flags & EventIdentity.faulted != 0 ? 1 : 0
-        return "\(event.exit.rawValue),\(identity.kind),\(hex(identity.address)),\(identity.size),\(identity.count),"
-            + "\(fault),\(value),\(data)\n"
     }
 }

@@ -6,17 +6,22 @@
 // `key=value` words on the command line, decimal. All but `churn` need 8 to 18 MiB of memory.
 #pragma once
 
-/// A guest's image: the bytes from `start` up to, not including, `end`.
+/// A guest's image: the bytes from `start` up to, not including, `end`. Its symbols: for each an address and a size of
+/// four bytes each, little-endian, and a name ended by 0.
 struct guest_image {
     const unsigned char *_Nonnull start;
     const unsigned char *_Nonnull end;
+    const unsigned char *_Nonnull symbols_start;
+    const unsigned char *_Nonnull symbols_end;
 };
 
 // Swift does not import arrays of unknown length, so each image is reached through a function.
 #define GUEST(name)                                                               \
-    extern const unsigned char guest_##name##_start[], guest_##name##_end[];      \
-    static inline struct guest_image guest_##name(void) {                         \
-        return (struct guest_image){guest_##name##_start, guest_##name##_end};    \
+    extern const unsigned char guest_##name##_start[], guest_##name##_end[],                      \
+        guest_##name##_symbols_start[], guest_##name##_symbols_end[];                             \
+    static inline struct guest_image guest_##name(void) {                                         \
+        return (struct guest_image){guest_##name##_start, guest_##name##_end,                     \
+                                    guest_##name##_symbols_start, guest_##name##_symbols_end};    \
     }
 
 /// hello: prints "hello, world" on COM1 and the debug console, in 32-bit mode.

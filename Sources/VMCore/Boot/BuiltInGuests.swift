@@ -11,12 +11,41 @@ public struct BuiltInGuest: Sendable {
     public var flatAddress: GuestPhysicalAddress?
     private var image: @Sendable () -> guest_image
 
+    /// Where the images that aren't flat begin, as their multiboot headers say.
+    public static let loadAddress = GuestPhysicalAddress(0x10_0000)
+
     /// RAM that all of them are content with, in bytes.
     public static let memoryBytes: UInt64 = 32 << 20
 
     public var bytes: [UInt8] {
         let image = image()
         return [UInt8](UnsafeBufferPointer(start: image.start, count: image.end - image.start))
+    }
+
+    /// A name of an address in the image.
+    public struct Symbol: Sendable {
+        public var name: String
+        public var address: GuestPhysicalAddress
+        /// In bytes; 0 for code.
+        public var size: UInt64
+    }
+
+    /// The variables, and the places in the code that have a name for debuggers.
+    public var symbols: [Symbol] {
+        let image = image()
+        var rest = [UInt8](UnsafeBufferPointer(start: image.symbols_start, count: image.symbols_end - image.symbols_start))[...]
+        var symbols: [Symbol] = []
+        func number() -> UInt64 {
+            defer { rest = rest.dropFirst(4) }
+            return rest.prefix(4).reversed().reduce(0) { $0 << 8 | UInt64($1) }
+        }
+        while rest.count > 8 {
+            let (address, size) = (number(), number())
+            let name = rest.prefix { $0 != 0 }
+            rest = rest.dropFirst(name.count + 1)
+            symbols.append(Symbol(name: String(decoding: name, as: UTF8.self), address: .init(address), size: size))
+        }
+        return symbols
     }
 
     public func guestImage(commandLine: String) -> GuestImage {
