@@ -38,7 +38,7 @@ let package = Package(
             swiftSettings: swiftSettings + [.unsafeFlags(["-enable-testing"])]
         ),
         .target(name: "Recorder", dependencies: ["Trace", "VMCore"], swiftSettings: swiftSettings),
-        .target(name: "Replay", dependencies: ["Trace", "VMCore"], swiftSettings: swiftSettings),
+        .target(name: "Replay", dependencies: ["Trace", "VMCore", "CZydis"], swiftSettings: swiftSettings),
         .executableTarget(
             name: "vmrr",
             dependencies: [

@@ -10,51 +10,98 @@ public struct PageWalk {
         self.state = state
     }
 
+    /// An entry of a paging structure that a translation goes through.
+    public struct Entry: Equatable, Sendable {
+        /// The manual's name of the structure's entries.
+        public enum Level: String, Sendable {
+            case pml4 = "PML4E"
+            case directoryPointer = "PDPTE"
+            case directory = "PDE"
+            case table = "PTE"
+        }
+
+        public var level: Level
+        /// Where the entry is.
+        public var address: GuestPhysicalAddress
+        public var value: UInt64
+        /// 4 or 8.
+        public var bytes: Int
+        /// Whether it maps a page, and doesn't refer to another structure.
+        public var isLeaf: Bool
+
+        public var isPresent: Bool { value & 1 == 1 }
+    }
+
     private static let addressMask: UInt64 = 0x000F_FFFF_FFFF_F000
+    private static let pageSizeBit: UInt64 = 1 << 7
 
     /// The physical address behind a linear address; nil where nothing is mapped or a table lies outside RAM.
-    public func physical(_ linear: UInt64) -> GuestPhysicalAddress? {
+    public func physical(_ linear: UInt64) -> GuestPhysicalAddress? { walk(linear) { _ in } }
+
+    /// The entries that the translation of a linear address goes through, down to the first that isn't present, and the
+    /// physical address. There are none where paging is off.
+    public func entries(_ linear: UInt64) -> (entries: [Entry], physical: GuestPhysicalAddress?) {
+        var entries: [Entry] = []
+        let physical = walk(linear) { entries.append($0) }
+        return (entries, physical)
+    }
+
+    private func walk(_ linear: UInt64, _ visit: (Entry) -> Void) -> GuestPhysicalAddress? {
         let control = state.control
         guard control.cr0 >> 31 & 1 == 1 else { return GuestPhysicalAddress(linear & 0xFFFF_FFFF) }
         if control.efer >> 10 & 1 == 1 {
-            return walk64(linear, table: control.cr3 & Self.addressMask, shifts: [39, 30, 21, 12])
+            // Bits 63 to 48 repeat bit 47.
+            guard Int64(bitPattern: linear << 16) >> 16 == Int64(bitPattern: linear) else { return nil }
+            return walk(linear, table: control.cr3 & Self.addressMask, visit, levels: [
+                (.pml4, 39), (.directoryPointer, 30), (.directory, 21), (.table, 12),
+            ])
         }
         if control.cr4 >> 5 & 1 == 1 {
-            let top = control.cr3 & 0xFFFF_FFE0
-            guard let entry = memory.load(.init(top + (linear >> 30 & 3) * 8), as: UInt64.self), entry & 1 == 1 else {
-                return nil
-            }
-            return walk64(linear & 0xFFFF_FFFF, table: entry & Self.addressMask, shifts: [21, 12])
+            let address = GuestPhysicalAddress((control.cr3 & 0xFFFF_FFE0) + (linear >> 30 & 3) * 8)
+            guard let value = memory.load(address, as: UInt64.self) else { return nil }
+            visit(Entry(level: .directoryPointer, address: address, value: value, bytes: 8, isLeaf: false))
+            guard value & 1 == 1 else { return nil }
+            return walk(linear & 0xFFFF_FFFF, table: value & Self.addressMask, visit, levels: [(.directory, 21), (.table, 12)])
         }
-        return walk32(UInt32(truncatingIfNeeded: linear))
+        return walk32(linear & 0xFFFF_FFFF, visit)
     }
 
-    private func walk64(_ linear: UInt64, table: UInt64, shifts: [UInt64]) -> GuestPhysicalAddress? {
+    private func walk(_ linear: UInt64, table: UInt64, _ visit: (Entry) -> Void, levels: [(Entry.Level, UInt64)])
+        -> GuestPhysicalAddress? {
         var table = table
-        for shift in shifts {
-            guard let entry = memory.load(.init(table + (linear >> shift & 511) * 8), as: UInt64.self), entry & 1 == 1
-            else { return nil }
-            if shift == 12 || (shift <= 30 && entry >> 7 & 1 == 1) {
-                let offsetMask = (UInt64(1) << shift) - 1
-                return GuestPhysicalAddress(entry & Self.addressMask & ~offsetMask | linear & offsetMask)
+        for (level, shift) in levels {
+            let address = GuestPhysicalAddress(table + (linear >> shift & 511) * 8)
+            guard let value = memory.load(address, as: UInt64.self) else { return nil }
+            let isLeaf = shift == 12 || (shift <= 30 && value & Self.pageSizeBit != 0)
+            visit(Entry(level: level, address: address, value: value, bytes: 8, isLeaf: isLeaf))
+            guard value & 1 == 1 else { return nil }
+            if isLeaf {
+                let offset = (UInt64(1) << shift) - 1
+                return GuestPhysicalAddress(value & Self.addressMask & ~offset | linear & offset)
             }
-            table = entry & Self.addressMask
+            table = value & Self.addressMask
         }
         return nil
     }
 
-    private func walk32(_ linear: UInt32) -> GuestPhysicalAddress? {
-        let directory = UInt64(state.control.cr3 & 0xFFFF_F000)
-        guard let entry = memory.load(.init(directory + UInt64(linear >> 22) * 4), as: UInt32.self), entry & 1 == 1
-        else { return nil }
-        if entry >> 7 & 1 == 1, state.control.cr4 >> 4 & 1 == 1 {
-            let high = UInt64(entry >> 13 & 0xFF) << 32
-            return GuestPhysicalAddress(high | UInt64(entry & 0xFFC0_0000) | UInt64(linear & 0x3F_FFFF))
+    private func walk32(_ linear: UInt64, _ visit: (Entry) -> Void) -> GuestPhysicalAddress? {
+        func entry(_ level: Entry.Level, _ address: UInt64, isLeaf: (UInt64) -> Bool) -> Entry? {
+            guard let value = memory.load(.init(address), as: UInt32.self).map(UInt64.init) else { return nil }
+            let entry = Entry(level: level, address: .init(address), value: value, bytes: 4, isLeaf: isLeaf(value))
+            visit(entry)
+            return entry.isPresent ? entry : nil
         }
-        let table = UInt64(entry & 0xFFFF_F000)
-        guard let page = memory.load(.init(table + UInt64(linear >> 12 & 1023) * 4), as: UInt32.self), page & 1 == 1
+        let hasLargePages = state.control.cr4 >> 4 & 1 == 1
+        guard let upper = entry(.directory, (state.control.cr3 & 0xFFFF_F000) + (linear >> 22) * 4, isLeaf: {
+            hasLargePages && $0 & Self.pageSizeBit != 0
+        }) else { return nil }
+        if upper.isLeaf {
+            let high = (upper.value >> 13 & 0xFF) << 32
+            return GuestPhysicalAddress(high | upper.value & 0xFFC0_0000 | linear & 0x3F_FFFF)
+        }
+        guard let lower = entry(.table, (upper.value & 0xFFFF_F000) + (linear >> 12 & 1023) * 4, isLeaf: { _ in true })
         else { return nil }
-        return GuestPhysicalAddress(UInt64(page & 0xFFFF_F000) | UInt64(linear & 0xFFF))
+        return GuestPhysicalAddress(lower.value & 0xFFFF_F000 | linear & 0xFFF)
     }
 
     /// Bytes at a linear address, as many of `count` as are mapped and RAM.

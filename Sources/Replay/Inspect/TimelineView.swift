@@ -1,0 +1,5 @@
+import VMCore
+
+extension Timeline: GuestView {
+    public func registers() throws -> CoreRegisters { try engine.registers() }
+}
