@@ -17,6 +17,8 @@ public final class ReplayEnvironment: Environment {
             ? TraceEvent(identity: plainIdentity, value: plainValue, sequence: cursor.sequence - 1, exit: cursor.exit)
             : complex
     }
+    /// The event that comes next; nil at the end of the trace.
+    var upcoming: TraceEvent? { next }
     /// Where the replay is to stop; nil for the end.
     public var target: ExitNumber?
     /// The last exit that was answered.

@@ -240,6 +240,9 @@ public final class Timeline {
     /// Whether the state here is complete in itself: the guest doesn't stand within an instruction.
     public var canBeKept: Bool { isSound && !isAtEnd && !machine.isWithinInstruction }
 
+    /// The exits at which the trace has a checkpoint, ascending.
+    public var checkpointExits: [ExitNumber] { checkpoints.map(\.exit) }
+
     /// The trace's checkpoint right after `exit`.
     func checkpoint(at exit: ExitNumber) -> CheckpointInfo? {
         checkpoints[..<checkpointIndex(after: exit)].last.flatMap { $0.exit == exit ? $0 : nil }

@@ -22,6 +22,12 @@ struct ReplayCommand: ParsableCommand {
         """, valueName: "exit"))
     var to: String?
 
+    @Option(help: ArgumentHelp("Stop right after the first exit at which this holds; docs/predicates.md has the language.",
+                               valueName: "predicate"))
+    var until: String?
+
+    @OptionGroup var symbols: SymbolOptions
+
     @OptionGroup var engine: EngineOption
 
     @Flag(help: "Print what the guest printed.")
@@ -36,6 +42,10 @@ struct ReplayCommand: ParsableCommand {
     @Flag(help: "Print a report in JSON on standard output; the guest's console goes to standard error.")
     var json = false
 
+    func validate() throws {
+        if to != nil, until != nil { throw ValidationError("--to and --until exclude each other") }
+    }
+
     func run() throws {
         try reporting {
             let path = try trace.path()
@@ -45,15 +55,21 @@ struct ReplayCommand: ParsableCommand {
                 }
                 return span
             }
-            let target = try to.map { text in
+            var target = try to.map { text in
                 guard let position = Position(text) else {
                     throw UsageError("--to takes an exit such as 4711, or 4711+3, not '\(text)'")
                 }
                 return position
             }
             let reader = try TraceReader(path: path)
+            let predicate = try until.map { try symbols.predicate($0, of: reader, option: "--until") }
             let (system, capabilities) = try openKVM()
             let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities, engine: engine.kind)
+            if let predicate {
+                let timeline = replayer.timeline
+                target = Position(exit: try watched(timeline) { try timeline.firstExit(where: predicate) })
+                try timeline.seek(to: timeline.first)
+            }
             let result = try replay(replayer, to: target, limit: limit)
             if json {
                 write(json(result).text() + "\n")

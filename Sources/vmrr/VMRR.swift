@@ -24,7 +24,7 @@ struct VMRR: ParsableCommand {
             DoctorCommand.self, GuestsCommand.self, RunCommand.self, RecordCommand.self, ReplayCommand.self,
             ResumeCommand.self, SnapshotCommand.self, PackCommand.self, VerifyCommand.self, InfoCommand.self,
             CheckpointsCommand.self, EventsCommand.self,
-            StateCommand.self,
+            StateCommand.self, BisectCommand.self, WritesCommand.self, DiffCommand.self, DivergeCommand.self,
         ])
 }
 
@@ -45,7 +45,7 @@ enum Status: Int32 {
         case let error as BootError: self = error.isUsage ? .usage : .badTrace
         case let error as HostError:
             if case .call = error { self = .other } else { self = .hostLacks }
-        case is ReplayError, is SerialScript.SyntaxError, is UsageError, is KeepTooSmall: self = .usage
+        case is ReplayError, is FindError, is SerialScript.SyntaxError, is UsageError, is KeepTooSmall: self = .usage
         case is Divergence: self = .diverged
         default: self = .other
         }
