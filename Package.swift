@@ -69,8 +69,12 @@ let package = Package(
             swiftSettings: swiftSettings
         ),
         .testTarget(name: "RecorderTests", dependencies: ["Recorder", "VMCore"], swiftSettings: swiftSettings),
+        // A guest with a fault that the tests plant and find.
+        .target(name: "PlantedGuest", path: "Tests/PlantedGuest"),
         .testTarget(
-            name: "ReplayTests", dependencies: ["Recorder", "Replay", "Trace", "VMCore"], swiftSettings: swiftSettings),
+            name: "ReplayTests", dependencies: ["Recorder", "Replay", "Trace", "VMCore", "PlantedGuest"],
+            swiftSettings: swiftSettings
+        ),
         .testTarget(
             name: "TraceTests",
             dependencies: [
