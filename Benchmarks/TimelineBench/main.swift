@@ -18,8 +18,7 @@ func timeline(_ path: String) throws -> Timeline {
 
 func restore(_ path: String, pages: Int, seconds: Double) throws {
     let timeline = try timeline(path)
-    // In the middle of the run, away from its start.
-    let start = ExitNumber(timeline.last.rawValue / 2)
+    let start = timeline.first.next
     try timeline.seek(to: start)
     try timeline.keep()
     var end = start

@@ -131,3 +131,23 @@ struct MemoryImage {
 func isZero(_ page: UnsafeRawBufferPointer) -> Bool {
     page.load(as: UInt64.self) == 0 && memcmp(page.baseAddress!, page.baseAddress! + 8, page.count - 8) == 0
 }
+
+/// The latest 16 Ki to 32 Ki pages that were read from the trace, at most 128 MiB: going to and fro between two
+/// checkpoints unpacks each page once.
+struct SlotContents {
+    private static let generation = 1 << 14
+    private var young: [PageSlot: PageCopy] = [:]
+    private var old: [PageSlot: PageCopy] = [:]
+    private let count = PageCount()
+
+    mutating func copy(of slot: PageSlot, _ slots: SlotReader) throws -> PageCopy {
+        if let found = young[slot] { return found }
+        let copy = try old[slot] ?? slots.read(slot) { PageCopy($0, count: count) }
+        if young.count >= Self.generation {
+            old = young
+            young = [:]
+        }
+        young[slot] = copy
+        return copy
+    }
+}

@@ -68,6 +68,7 @@ public final class Timeline {
     private var dirty: Set<Int> = []
     private var images: CheckpointImages
     private let slots: SlotReader
+    private var contents = SlotContents()
     private let pages = PageCount()
     private var saved: SavedStates
 
@@ -80,8 +81,8 @@ public final class Timeline {
     /// Replay time between waypoints. Saving one takes 0.2 ms and the copies of what was written, so it costs 1 %, and
     /// a later seek into the stretch takes no longer than this.
     private static let waypointInterval = Nanoseconds.milliseconds(20)
-    /// 16 MiB of extents, so that going to and fro between two checkpoints reads the file once.
-    private static let cachedExtents = 256
+    /// 2 MiB: pages are read in the order of their extents, and those that come again are in `contents`.
+    private static let cachedExtents = 32
 
     /// Opens a timeline at the start of the trace. `withDevices` runs them beside the replay.
     ///
@@ -445,7 +446,7 @@ public final class Timeline {
         }
         // In the order in which they are stored, so that each extent is read once.
         stored.sort { $0.slot < $1.slot }
-        for (slot, page) in stored { try slots.read(slot) { writes.setPage(page, to: $0) } }
+        for (slot, page) in stored { writes.setPage(page, to: try contents.copy(of: slot, slots).content) }
         dirty.removeAll(keepingCapacity: true)
         image = target
     }
