@@ -37,6 +37,8 @@ struct BisectCommand: ParsableCommand {
 
     @OptionGroup var symbols: SymbolOptions
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print JSON.")
     var json = false
 
@@ -59,7 +61,8 @@ struct BisectCommand: ParsableCommand {
                 }
             let (system, capabilities) = try openKVM()
             let timeline = try Timeline(
-                reader: reader, system: system, capabilities: capabilities, withDevices: command != nil)
+                reader: reader, system: system, capabilities: capabilities, engine: engine.kind,
+                withDevices: command != nil && reader.canReplayDevices())
             let bisection = Bisection(timeline, question: question, options: options)
             var bar = ProgressBar("bisecting")
             bisection.progress = { bar.update($1) }

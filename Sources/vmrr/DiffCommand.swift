@@ -35,6 +35,8 @@ struct DiffCommand: ParsableCommand {
 
     @OptionGroup var symbols: SymbolOptions
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print JSON.")
     var json = false
 
@@ -45,8 +47,8 @@ struct DiffCommand: ParsableCommand {
     func run() throws {
         try reporting {
             let (system, capabilities) = try openKVM()
-            let left = try a.timeline(system, capabilities, withDevices: true)
-            let right = try b.timeline(system, capabilities, withDevices: true)
+            let left = try a.timeline(system, capabilities, engine.kind)
+            let right = try b.timeline(system, capabilities, engine.kind)
             var options = StateDifference.Options()
             options.symbols = try symbols.table(for: left.reader)
             options.ignored = try ignore.map {

@@ -20,9 +20,12 @@ struct PointArgument: ExpressibleByArgument {
         self.position = position
     }
 
-    func timeline(_ system: KVMSystem, _ capabilities: EngineCapabilities, withDevices: Bool) throws -> Timeline {
-        try Timeline(
-            reader: TraceReader(path: path), system: system, capabilities: capabilities, withDevices: withDevices)
+    /// A timeline of the trace, with its devices where they can be run again.
+    func timeline(_ system: KVMSystem, _ capabilities: EngineCapabilities, _ engine: EngineKind) throws -> Timeline {
+        let reader = try TraceReader(path: path)
+        return try Timeline(
+            reader: reader, system: system, capabilities: capabilities, engine: engine,
+            withDevices: reader.canReplayDevices())
     }
 
     /// Moves there.

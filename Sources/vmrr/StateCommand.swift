@@ -38,6 +38,8 @@ struct StateCommand: ParsableCommand {
 
     @OptionGroup var symbols: SymbolOptions
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print JSON.")
     var json = false
 
@@ -52,7 +54,9 @@ struct StateCommand: ParsableCommand {
             options.pages = try pages.map { try symbols.address($0, in: options.symbols, option: "--pages") }
             options.backtrace = backtrace
             let (system, capabilities) = try openKVM()
-            let timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, withDevices: true)
+            let timeline = try Timeline(
+                reader: reader, system: system, capabilities: capabilities, engine: engine.kind,
+                withDevices: reader.canReplayDevices())
             var bar = ProgressBar("replaying")
             timeline.progress = { bar.update($0) }
             try watched(timeline) {

@@ -35,6 +35,8 @@ struct WritesCommand: ParsableCommand {
 
     @OptionGroup var symbols: SymbolOptions
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print JSON.")
     var json = false
 
@@ -52,7 +54,8 @@ struct WritesCommand: ParsableCommand {
             options.limit = last ? 1 : limit
             options.isExhaustive = exhaustive
             let (system, capabilities) = try openKVM()
-            let timeline = try Timeline(reader: reader, system: system, capabilities: capabilities)
+            let timeline = try Timeline(
+                reader: reader, system: system, capabilities: capabilities, engine: engine.kind)
             let search = WriteSearch(timeline, range: range, options: options)
             var bar = ProgressBar("searching")
             search.progress = { bar.update($1) }
