@@ -82,7 +82,7 @@ public final class RecordingEnvironment: Environment {
             }
         case .stop(let ending):
             return try stop(ending, at: point, of: machine)
-        case .proceed, .proceedToWindow, .proceedTo, .step, .land:
+        case .proceed, .proceedToWindow, .proceedTo, .step, .stepTo, .land:
             break
         }
         return entry

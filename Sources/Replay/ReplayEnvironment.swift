@@ -233,6 +233,7 @@ public final class ReplayEnvironment: Environment {
                 throw HostError.cannotLand("it is the first interruptible boundary, and here KVM neither comes back "
                     + "there nor steps")
             }
+            if let target = Self.stepTarget(of: try machine.engine.registers(), machine) { return .stepTo(target) }
             return .step
         case .interruptAtAnchor, .nmiAtAnchor, .endAtAnchor:
             guard let anchor = event.anchor else {

@@ -27,12 +27,19 @@ extension ReplayEnvironment {
         if !capabilities.stepToUser, registers.returnsToUser(in: machine.engine.memory) {
             throw HostError.cannotLand("here KVM doesn't step over a return to privilege level 3")
         }
+        if let target = Self.stepTarget(of: registers, machine) { return .stepTo(target) }
         // KVM may report the end of a step over HLT in place of the exit, which comes without a step as well.
         let code = PageWalk(memory: machine.engine.memory, state: registers).bytes(at: registers.linearRIP, count: 1)
         return code == [Self.haltOpcode] && registers.cpl == 0 ? .proceed : .step
     }
 
     private static let haltOpcode: UInt8 = 0xF4
+
+    /// Where IRET leads, nil for other instructions: some KVMs' step takes the instruction after it along.
+    static func stepTarget(of registers: CoreRegisters, _ machine: Machine) -> UInt64? {
+        guard registers.cpl == 0, machine.engine.capabilities.breakpointKernel else { return nil }
+        return registers.interruptReturn(in: machine.engine.memory)
+    }
 
     /// Takes note of an event that is queued before the instruction.
     func stepInto(_ entry: Entry, _ machine: Machine) throws {

@@ -20,6 +20,8 @@ public enum Entry {
     case proceedToWindow
     /// The guest executes one instruction.
     case step
+    /// The same, for an instruction that leads to this linear address: a step may go too far there.
+    case stepTo(UInt64)
     /// The guest runs, but no further than the next arrival at a linear address.
     case proceedTo(UInt64)
     /// The guest runs to a point between two exits.

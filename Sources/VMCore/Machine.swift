@@ -43,11 +43,13 @@ public final class Machine {
         hasStepped = false
         while true {
             var stop = StopCondition.none
+            var isStep = false
             if point != .exit || environment.wantsEntry {
                 if held == nil { held = try engine.settle() }
                 if held != nil { point = .midInstruction }
                 switch try enterEvents(at: point) {
-                case .proceed(let condition): stop = condition
+                case .proceed(let condition): (stop, isStep) = (condition, condition == .step)
+                case .stepTo(let address): (stop, isStep) = (.breakpoint(address), true)
                 case .stopped(let ending): return ending
                 }
             }
@@ -65,7 +67,7 @@ public final class Machine {
                 try environment.handle(&exit, number: self.exit)
                 try engine.answer(exit)
                 point = .exit
-            case .debug where stop == .step:
+            case .debug where isStep:
                 hasStepped = true
                 point = .between
             case .window:
@@ -78,6 +80,7 @@ public final class Machine {
 
     private enum Way {
         case proceed(until: StopCondition)
+        case stepTo(UInt64)
         case stopped(Ending)
     }
 
@@ -89,6 +92,7 @@ public final class Machine {
             case .proceed: return .proceed(until: .none)
             case .proceedToWindow: return .proceed(until: .window)
             case .step: return .proceed(until: .step)
+            case .stepTo(let address): return .stepTo(address)
             case .proceedTo(let address): return .proceed(until: .breakpoint(address))
             case .stop(let ending): return .stopped(ending)
             case .interrupt(let vector):

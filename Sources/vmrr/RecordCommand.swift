@@ -49,6 +49,7 @@ struct RecordCommand: ParsableCommand {
     var json = false
 
     func validate() throws {
+        guard guest.engine.kind == .kvm else { throw ValidationError("recordings are made with --engine kvm") }
         guard maxRuns > 0 else { throw ValidationError("--max-runs takes a number from 1") }
         if saveOn != nil, keep == nil { throw ValidationError("--save-on goes with --keep") }
         if keep != nil, checkpoints.checkpointEvery == "none" {

@@ -231,6 +231,27 @@ private struct Fault: CustomTestStringConvertible, Sendable {
         #expect(write.offset == 8 && write.old == [0, 0, 0, 0] && write.new == [1, 2, 3, 4])
     }
 
+    /// A step over the return from an interrupt ends where the interrupt had entered, on every engine.
+    @Test(.enabled(if: canStep, "SKIPPED: this KVM doesn't step in kernel mode"), arguments: EngineKind.allCases)
+    func stepsEndAfterInterruptReturns(kind: EngineKind) throws {
+        let folder = try Folder()
+        let planted = try Planted("hz=1000 rounds=200", interval: 100, in: folder)
+        let reader = try TraceReader(path: planted.path)
+        var cursor = reader.cursor()
+        var entered: TraceEvent?
+        while entered == nil, let event = try cursor.next() {
+            if event.identity.kind == .interruptAtAnchor { entered = event }
+        }
+        guard let entered, let rip = entered.anchor?.rip else { return }  // a KVM on which all interrupts enter at exits
+        let timeline = try Timeline(
+            reader: reader, system: planted.kvm.system, capabilities: planted.kvm.capabilities, engine: kind)
+        // The handler's last exit is its EOI: POP and IRETQ follow.
+        try timeline.seek(to: Position(exit: entered.exit.next, instructions: 2))
+        #expect(try timeline.state().core.linearRIP == rip)
+        try timeline.stepInstruction()
+        #expect(try timeline.state().core.linearRIP != rip)
+    }
+
     // MARK: Diverge
 
     /// Two recordings whose only difference is a byte that one port read gave.

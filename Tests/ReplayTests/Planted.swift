@@ -67,7 +67,7 @@ struct Planted {
 
     /// What the test's own log sees after an instruction.
     struct Look {
-        var engine: KVMEngine
+        var engine: any Engine
         /// The exit that the instruction made.
         var exit: Exit?
 
@@ -102,7 +102,7 @@ struct Planted {
                 continue
             }
             let address = try engine.registers().linearRIP
-            switch try engine.enter(until: .step) {
+            switch try engine.enter(until: stop(engine)) {
             case .debug:
                 position.instructions += 1
                 if try condition(Look(engine: engine)) {
@@ -126,7 +126,17 @@ struct Planted {
         return nil
     }
 
-    private func isDue(_ event: TraceEvent, _ engine: KVMEngine, at position: Position) throws -> Bool {
+    /// One instruction. A step over IRETQ may take the next one along, so a breakpoint stands where it leads.
+    private func stop(_ engine: any Engine) throws -> StopCondition {
+        let registers = try engine.registers()
+        // All of the guest's memory lies at its own address, and it has no other return of this kind.
+        guard engine.memory.load(.init(registers.linearRIP), as: UInt16.self) == 0xCF48,
+            let target = engine.memory.load(.init(registers.general.rsp), as: UInt64.self)
+        else { return .step }
+        return .breakpoint(target)
+    }
+
+    private func isDue(_ event: TraceEvent, _ engine: any Engine, at position: Position) throws -> Bool {
         guard event.exit == position.exit else { return false }
         let registers = try engine.registers()
         guard let anchor = event.anchor else {
@@ -136,7 +146,7 @@ struct Planted {
     }
 
     /// Takes the guest to its handler: the gate's address, as 64-bit code has it.
-    private func deliver(_ vector: UInt8, to engine: KVMEngine) throws {
+    private func deliver(_ vector: UInt8, to engine: any Engine) throws {
         let gate = try engine.registers().idtr.base + UInt64(vector) * 16
         let low = try #require(engine.memory.load(.init(gate), as: UInt16.self))
         let high = try #require(engine.memory.load(.init(gate + 6), as: UInt16.self))

@@ -58,4 +58,28 @@ extension CoreRegisters {
         }
         return false
     }
+
+    /// Where the instruction at RIP leads when it is an IRET that stays in its code segment; nil for any other.
+    ///
+    /// Source: Intel SDM Vol. 2, IRET.
+    public func interruptReturn(in memory: GuestMemory) -> UInt64? {
+        let walk = PageWalk(memory: memory, state: self)
+        let is64 = control.efer >> 10 & 1 == 1 && cs.attributes >> 9 & 1 == 1
+        var size = is64 || cs.attributes >> 10 & 1 == 1 ? 4 : 2
+        var code = walk.bytes(at: linearRIP, count: 3)[...]
+        if code.first == 0x66 {
+            size = size == 4 ? 2 : 4
+            code = code.dropFirst()
+        }
+        if is64, let prefix = code.first, prefix >> 4 == 4 {
+            if prefix & 8 != 0 { size = 8 }
+            code = code.dropFirst()
+        }
+        guard code.first == 0xCF else { return nil }
+        let stack = is64 ? general.rsp : ss.base &+ general.rsp & (ss.attributes >> 10 & 1 == 1 ? 0xFFFF_FFFF : 0xFFFF)
+        let frame = walk.bytes(at: stack, count: size + 2)
+        guard frame.count == size + 2, UInt16(frame[size + 1]) << 8 | UInt16(frame[size]) == cs.selector else { return nil }
+        let offset = frame[..<size].reversed().reduce(0 as UInt64) { $0 << 8 | UInt64($1) }
+        return is64 ? offset : (cs.base &+ offset) & 0xFFFF_FFFF
+    }
 }

@@ -4,10 +4,10 @@ import VMCore
 
 /// The soft engine beside KVM, instruction by instruction, on the built-in guests.
 @Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here"), .serialized) struct LockStepTests {
+    // Guests without interrupts: what KVM's step does at a delivery, an IRET and a HLT differs from host to host.
+    // Landings compare the two engines in the others, by the digests of the anchors.
     @Test(arguments: [
-        ("hello", ""), ("ticker", "ticks=20"), ("spin", "ticks=20"), ("lost-update", "ticks=20"), ("echo", ""),
-        ("strings", "rounds=1"), ("churn", "rounds=2"), ("smc", "rounds=50"), ("nested-irq", "ticks=30"),
-        ("nmi", "ipis=10 ticks=10"), ("paging", "rounds=5"), ("triple", ""), ("realmode", ""), ("clocks", "rounds=100"),
+        ("hello", ""), ("churn", "rounds=2"), ("smc", "rounds=50"), ("paging", "rounds=5"), ("triple", ""),
     ])
     func guestsStepAlike(_ guest: String, _ parameters: String) throws {
         let system = try KVMSystem()
@@ -27,10 +27,9 @@ import VMCore
         let live = LiveEnvironment(platform: built.platform, serial: serial, engine: engine, options: options)
         let machine = Machine(engine: engine, environment: live)
         let ending = try machine.run()
-        print("\(guest): \(engine.steps) steps, \(ending)")
-        for kind in [DigestKind.masked] {
-            #expect(MemoryDigest.ofAll(built.engine.memory, kind: kind) == MemoryDigest.ofAll(soft.memory, kind: kind))
-        }
+        #expect(ending == (guest == "triple" ? .tripleFault : .debugExit(0)))
+        #expect(engine.steps > 0)
+        #expect(MemoryDigest.ofAll(built.engine.memory, kind: .masked) == MemoryDigest.ofAll(soft.memory, kind: .masked))
         #expect(try built.engine.state() == soft.state())
     }
 }
