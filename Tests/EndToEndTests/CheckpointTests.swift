@@ -40,8 +40,8 @@ extension EndToEnd {
             #expect(list.count > 10 && list.count == count)
             for (before, after) in zip(list, list.dropFirst()) {
                 let (exit, next) = (try #require(before["exit"].int), try #require(after["exit"].int))
-                // The first exit that the guest settles at: an instruction may make a few.
-                #expect((exit + 50...exit + 55).contains(next))
+                // Later only where an instruction makes several exits, or where the last one isn't paid for yet.
+                #expect((exit + 50...exit + 150).contains(next))
                 #expect(after["machine_ns"].int ?? 0 > before["machine_ns"].int ?? 0)
                 #expect(after["wall_ns"].int ?? 0 > before["wall_ns"].int ?? 0)
                 #expect((1...100_000_000).contains(after["pause_ns"].int ?? 0))
