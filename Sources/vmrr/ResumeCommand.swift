@@ -51,10 +51,7 @@ struct ResumeCommand: ParsableCommand {
             if let output, !force, FileManager.default.fileExists(atPath: output) {
                 throw UsageError("\(output) exists; --force replaces it")
             }
-            if let output, URL(fileURLWithPath: output).resolvingSymlinksInPath()
-                == URL(fileURLWithPath: path).resolvingSymlinksInPath() {
-                throw UsageError("a trace can't be resumed into itself")
-            }
+            if let output { try SnapshotCommand.refuse(writing: output, over: path) }
             let policy = try checkpoints.policy()
             let reader = try TraceReader(path: path)
             let (system, capabilities) = try openKVM()
