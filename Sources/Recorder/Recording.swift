@@ -36,9 +36,8 @@ public struct RunOptions: Sendable {
 }
 
 /// Runs a machine without recording it.
-public func run(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
-                options: RunOptions) throws -> RunResult {
-    try run(configuration.build(system: system, capabilities: capabilities), options: options)
+public func run(_ configuration: MachineConfiguration, on host: EngineHost, options: RunOptions) throws -> RunResult {
+    try run(configuration.build(on: host), options: options)
 }
 
 /// Runs a machine from where it stands, without recording it.
@@ -89,9 +88,9 @@ public struct Recording {
         self.version = version
     }
 
-    public func record(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
-                       options: RunOptions) throws -> RunResult {
-        try record(configuration.build(system: system, capabilities: capabilities), options: options)
+    public func record(_ configuration: MachineConfiguration, on host: EngineHost, options: RunOptions) throws
+        -> RunResult {
+        try record(configuration.build(on: host), options: options)
     }
 
     /// Records a machine from where it stands.

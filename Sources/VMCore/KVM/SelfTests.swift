@@ -14,6 +14,10 @@ public struct SelfTestResult: Codable, Sendable {
     public var outcome: Outcome
     /// What was seen, and what follows from it.
     public var detail: String
+
+    public init(name: String, outcome: Outcome, detail: String) {
+        (self.name, self.outcome, self.detail) = (name, outcome, detail)
+    }
 }
 
 /// Tries out what this host's KVM really does, with guests of a few instructions and a deadline each.

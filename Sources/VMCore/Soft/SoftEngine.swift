@@ -24,6 +24,10 @@ public final class SoftEngine: Engine {
     }
     private var pending = Pending.none
     private var tracksWrites = false
+    /// The count at which a kick is due, once.
+    private var kickCount = UInt64.max
+    /// The count when the last exit was finished.
+    private var countAtExit: UInt64 = 0
 
     /// Most accesses to devices that one instruction makes.
     static let maximumAnswers = 160
@@ -90,8 +94,12 @@ public final class SoftEngine: Engine {
         set { core.s.trapsTimestamps = newValue }
     }
 
-    /// Instructions that the guest has completed since the engine was made.
-    public var retired: UInt64 { core.s.retired }
+    public var retired: InstructionCount? { InstructionCount(core.s.retired) }
+
+    public var retiredSinceExit: InstructionCount? {
+        get { InstructionCount(core.s.retired &- countAtExit) }
+        set { countAtExit = core.s.retired &- (newValue?.rawValue ?? 0) }
+    }
 
     // MARK: Running
 
@@ -112,6 +120,10 @@ public final class SoftEngine: Engine {
             }
             if stop == .step, core.s.retired != start { return .debug }
             if kick.take() || isLate { return .kicked }
+            if core.s.retired >= kickCount {
+                kickCount = .max
+                return .kicked
+            }
             if case .breakpoint(let address) = stop, !stands, linearRIP == address { return .debug }
             let delivered = core.s.queued.kind != .none || hasReadyNMI
             if delivered, let arrival = try deliverQueued() { return arrival }
@@ -121,7 +133,7 @@ public final class SoftEngine: Engine {
                 stands = false
                 continue
             }
-            if stop == .step || needsSingle {
+            if stop == .step || needsSingle || kickCount - core.s.retired < BlockCache.maximumInstructions {
                 if let arrival = try stepOnce() { return arrival }
             } else {
                 if let arrival = try runSlice(startsAtBreakpoint: stands) { return arrival }
@@ -150,7 +162,7 @@ public final class SoftEngine: Engine {
 
     /// Runs blocks for a slice. Nil when the guest stands between two instructions and nothing is to be told.
     private func runSlice(startsAtBreakpoint: Bool) throws(HostError) -> Arrival? {
-        core.s.sliceEnd = core.s.retired &+ Self.slice
+        core.s.sliceEnd = min(core.s.retired &+ Self.slice, kickCount)
         var first: UnsafeMutablePointer<Block>
         do throws(Trap) {
             core.s.block = nil
@@ -229,6 +241,7 @@ public final class SoftEngine: Engine {
         guard core.s.outgoingSent < core.s.outgoingCount else {
             core.s.outgoingCount = 0
             core.s.outgoingSent = 0
+            if pending == .complete { countAtExit = core.s.retired }
             pending = .none
             return nil
         }
@@ -263,7 +276,9 @@ public final class SoftEngine: Engine {
             pending = .none
             takeMonitorWrites()
             // An exception that the answer leads to is delivered: that finishes the instruction as well.
-            return try stepOnce()
+            if let arrival = try stepOnce() { return arrival }
+            countAtExit = core.s.retired
+            return nil
         }
     }
 
@@ -374,6 +389,7 @@ public final class SoftEngine: Engine {
         core.s.outgoingCount = 0
         core.s.outgoingSent = 0
         core.s.block = nil
+        countAtExit = core.s.retired
         core.flushTLB()
         if core.s.dr7 & 0xFF != 0 { throw .softEngineLacksBreakpoints }
         if core.isProtected, !core.isLong, core.s.cr4 & 0x20 != 0, core.s.cr0 >> 31 != 0 {
@@ -474,6 +490,8 @@ public final class SoftEngine: Engine {
     // MARK: Kicks
 
     public func armKick(at moment: Nanoseconds?) { deadline = moment }
+
+    public func armKick(atInstruction count: InstructionCount?) { kickCount = count?.rawValue ?? .max }
 
     public var kicker: Kicker {
         let flag = kick
