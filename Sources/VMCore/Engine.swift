@@ -118,6 +118,9 @@ public protocol Engine: AnyObject {
     /// would gain nothing.
     func makeAssistant() throws(HostError) -> SoftEngine?
 
+    /// Instructions that another engine executed, since this one could not.
+    var assistedInstructions: UInt64 { get }
+
     /// Starts to note which pages of memory are written.
     func trackWrites() throws(HostError)
     /// Calls `body` for each page of the memory file that may have been written since the last call.
@@ -137,6 +140,7 @@ public protocol Engine: AnyObject {
 }
 
 extension Engine {
+    public var assistedInstructions: UInt64 { 0 }
     public func armKick(atInstruction count: InstructionCount?) {}
     public var retired: InstructionCount? { nil }
     public var retiredSinceExit: InstructionCount? {

@@ -81,6 +81,7 @@ public struct SelfTests {
         memory.write(code, at: .init(Self.code))
         memory.write(handler, at: .init(Self.handler))
         let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: EngineCapabilities())
+        engine.assistsEmulation = false
         try engine.setState(state(mode, memory))
         return engine
     }

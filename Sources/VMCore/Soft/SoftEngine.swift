@@ -148,7 +148,7 @@ public final class SoftEngine: Engine {
 
     /// Whether what follows the next instruction has to be looked at.
     private var needsSingle: Bool {
-        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.s.dr7 & 0xFF != 0
+        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.hasBreakpoints
     }
 
     private var hasReadyNMI: Bool { core.s.nmiPending != 0 && !core.s.nmiMasked && core.s.shadow == 0 }
@@ -181,9 +181,13 @@ public final class SoftEngine: Engine {
         let traps = core.s.flags & Flag.tf != 0
         let resumes = core.s.flags & Flag.rf != 0
         let count = core.s.retired
+        if core.hasBreakpoints, !resumes, pendingInstructionBreakpoint() {
+            return try handle(.exception(Vector.db))
+        }
         core.s.single = true
         defer { core.s.single = false }
         core.s.answersTaken = 0
+        core.s.pendingBreakpoints = 0
         var trap: Trap?
         do throws(Trap) {
             core.s.block = nil
@@ -201,11 +205,23 @@ public final class SoftEngine: Engine {
         core.s.answerCount = 0
         core.s.answersTaken = 0
         if resumes { core.s.flags &= ~Flag.rf }
-        if traps, core.s.retired != count {
-            core.s.dr6 |= 1 << 14
+        let steps = traps && core.s.retired != count
+        if steps || core.s.pendingBreakpoints != 0 {
+            core.setDebugStatus(core.s.pendingBreakpoints, singleStep: steps)
+            core.s.pendingBreakpoints = 0
             if let arrival = try handle(.exception(Vector.db)) { return arrival }
         }
         return outgoingExit()
+    }
+
+    /// Whether the guest has a breakpoint on the instruction that it stands at, with DR6 set for the fault. An instruction
+    /// that is started over with an answer has passed it.
+    private func pendingInstructionBreakpoint() -> Bool {
+        guard core.s.answerCount == 0 else { return false }
+        let met = core.instructionBreakpoints()
+        guard met != 0 else { return false }
+        core.setDebugStatus(met, singleStep: false)
+        return true
     }
 
     private func handle(_ trap: Trap) throws(HostError) -> Arrival? {
@@ -328,7 +344,8 @@ public final class SoftEngine: Engine {
 
     public func registers() throws(HostError) -> CoreRegisters { coreRegisters() }
 
-    public func debugRegistersActive() throws(HostError) -> Bool { core.s.dr7 & 0xFF != 0 }
+    /// The monitor's breakpoints aren't the guest's: nothing is replaced.
+    public func debugRegistersActive() throws(HostError) -> Bool { false }
 
     public func state() throws(HostError) -> CPUState {
         var state = CPUState()
@@ -391,7 +408,6 @@ public final class SoftEngine: Engine {
         core.s.block = nil
         countAtExit = core.s.retired
         core.flushTLB()
-        if core.s.dr7 & 0xFF != 0 { throw .softEngineLacksBreakpoints }
         if core.isProtected, !core.isLong, core.s.cr4 & 0x20 != 0, core.s.cr0 >> 31 != 0 {
             // What can't be loaded faults when it is used.
             do throws(Trap) { try core.loadPDPTEs(core.s.cr3) } catch { core.s.pdpte = (0, 0, 0, 0) }
