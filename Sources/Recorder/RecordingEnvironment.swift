@@ -10,6 +10,8 @@ public final class RecordingEnvironment: Environment {
     public private(set) var endIsExact = true
 
     private var checkIsDue = false
+    /// Whether it was asked what enters after the last exit.
+    private var hasEntered = false
     /// When checkpoints are due, and who takes them. None are taken until `takeCheckpoints` is called.
     private var policy = CheckpointPolicy(.never)
     private var checkpointer: Checkpointer?
@@ -38,6 +40,7 @@ public final class RecordingEnvironment: Environment {
     }
 
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
+        hasEntered = false
         try live.handle(&exit, number: number)
         try recordDeviceInputs()
         if let data = exit.data {
@@ -66,8 +69,11 @@ public final class RecordingEnvironment: Environment {
             checkIsDue = false
             try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
         }
+        let events = writer.events
         let entry = try live.entry(at: point, of: machine)
         try recordDeviceInputs()
+        if case .stop = entry, point == .exit, !hasEntered, writer.events == events { try takeLastCheckpoint(of: machine) }
+        hasEntered = true
         switch entry {
         case .interrupt(let vector):
             try record(vector: vector, isNMI: false, at: point, of: machine)
@@ -121,6 +127,13 @@ public final class RecordingEnvironment: Environment {
             saidSpread = true
             try writer.setMeta(CheckpointSpacing.key, policy.description)
         }
+    }
+
+    /// The end is where a search begins and what a comparison is about, so it is stored, where it is an exit after which
+    /// nothing has entered.
+    private func takeLastCheckpoint(of machine: Machine) throws {
+        guard policy.isWanted(at: machine.exit) else { return }
+        try takeCheckpoint(of: machine)
     }
 
     /// Waits until all checkpoints are with the writer, and says how far apart they were.

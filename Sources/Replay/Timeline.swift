@@ -429,11 +429,13 @@ public final class Timeline {
     private func replaceMemory(with target: MemoryImage) throws {
         while try engine.settle() != nil {}
         var stored: [(slot: PageSlot, page: Int)] = []
+        // The contents are the target's and live as long.
+        var copies: [(page: Int, content: UnsafeRawBufferPointer?)] = []
         func put(_ page: Int, _ content: ImagePage) {
             statistics.pagesCopied += 1
             switch content {
-            case .zero: writes.setPage(page, to: nil)
-            case .copy(let copy): writes.setPage(page, to: copy.content)
+            case .zero: copies.append((page, nil))
+            case .copy(let copy): copies.append((page, copy.content))
             case .stored(let slot): stored.append((slot, page))
             }
         }
@@ -449,9 +451,10 @@ public final class Timeline {
                 if case .zero = target[page] { put(page, .zero) }
             }
         }
+        writes.setPages(copies)
         // In the order in which they are stored, so that each extent is read once.
         stored.sort { $0.slot < $1.slot }
-        for (slot, page) in stored { writes.setPage(page, to: try contents.copy(of: slot, slots).content) }
+        for (slot, page) in stored { writes.setPages([(page, try contents.copy(of: slot, slots).content)]) }
         dirty.removeAll(keepingCapacity: true)
         image = target
     }

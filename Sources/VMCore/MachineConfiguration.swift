@@ -4,6 +4,8 @@ public enum GuestImage: Sendable {
     case flat([UInt8], at: GuestPhysicalAddress)
     /// A multiboot 1 kernel with its command line and modules.
     case multiboot([UInt8], commandLine: String, modules: [BootModule])
+    /// A Linux kernel as distributions ship it.
+    case linux(LinuxGuest)
 }
 
 /// Everything that makes a machine, apart from the outside world.
@@ -14,6 +16,8 @@ public struct MachineConfiguration: Sendable {
     /// Nil for what suits the engine.
     public var timestamps: TimestampPolicy?
     public var testDevice = false
+    /// Whether the machine has the event timer, and ACPI tables that describe it and all else.
+    public var acpi: Bool
     /// What the real-time clock shows at power-on, in seconds since 1970 UTC.
     public var wallClockStart: Int64
 
@@ -21,6 +25,7 @@ public struct MachineConfiguration: Sendable {
         self.image = image
         self.memoryBytes = memoryBytes
         self.wallClockStart = wallClockStart
+        acpi = if case .linux = image { true } else { false }
     }
 }
 
@@ -78,7 +83,10 @@ extension MachineConfiguration {
             boot = try FlatBoot.load(bytes, at: address, into: memory)
         case .multiboot(let bytes, let commandLine, let modules):
             boot = try Multiboot.load(bytes, commandLine: commandLine, modules: modules, into: memory)
+        case .linux(let guest):
+            boot = try LinuxBoot.load(guest, into: memory)
         }
+        if acpi { ACPITables().write(into: memory) }
 
         let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
         var notices: [String] = []
@@ -94,8 +102,10 @@ extension MachineConfiguration {
         let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
         let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
         try engine.setState(boot.state)
-        let platform = Platform(ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
-                                                     testDevice: testDevice))
+        var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
+                                           testDevice: testDevice)
+        chipset.hpet = acpi
+        let platform = Platform(chipset)
         return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
                             timestamps: timestamps,
                             timestampSites: timestamps == .trap ? sites : [],

@@ -80,8 +80,8 @@ struct Planted {
         var position: Position
         /// Linear address of the instruction.
         var address: UInt64
-        /// The RIP of the interrupt that entered last before it.
-        var interruptedAt: UInt64?
+        /// The interrupt that entered last before it, by its number among the trace's events.
+        var interrupt: UInt64?
     }
 
     /// Runs the guest again, instruction by instruction, on an engine of its own and with nothing of Timeline or
@@ -91,10 +91,10 @@ struct Planted {
         let engine = try configuration.build(on: kvm.host).engine
         var events = try Events(path)
         var position = Position(exit: .start)
-        var interruptedAt: UInt64?
+        var interrupt: UInt64?
         while let next = events.next {
             if next.isEntry, try isDue(next, engine, at: position) {
-                interruptedAt = try engine.registers().linearRIP
+                interrupt = next.sequence
                 try deliver(UInt8(next.identity.address), to: engine)
                 try events.advance()
                 continue
@@ -104,7 +104,7 @@ struct Planted {
             case .debug:
                 position.instructions += 1
                 if try condition(Look(engine: engine)) {
-                    return Found(position: position, address: address, interruptedAt: interruptedAt)
+                    return Found(position: position, address: address, interrupt: interrupt)
                 }
             case .exit(var exit):
                 let event = try #require(events.next)
@@ -116,7 +116,7 @@ struct Planted {
                 if case .exit? = try engine.settle() { throw Failure("an instruction with two exits") }
                 try events.advance()
                 if try condition(Look(engine: engine, exit: exit)) {
-                    return Found(position: position, address: address, interruptedAt: interruptedAt)
+                    return Found(position: position, address: address, interrupt: interrupt)
                 }
             default: continue
             }
@@ -176,7 +176,8 @@ struct Planted {
 }
 
 extension TraceEvent {
-    fileprivate var isEntry: Bool {
+    /// Whether an interrupt enters.
+    var isEntry: Bool {
         [.interruptAtExit, .interruptAtWindow, .interruptAtAnchor].contains(identity.kind)
     }
 }

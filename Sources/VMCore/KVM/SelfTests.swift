@@ -256,11 +256,12 @@ public struct SelfTests {
         let engine = try machine(write(0x50) + report(1) + write(0x60) + report(2) + write(0x50) + report(3), .real)
         try engine.trackWrites()
         try engine.takeWrittenPages { _ in }
-        for (value, page) in [(1, 5), (2, 6), (3, 5)] as [(UInt64, Int)] {
+        for (value, page, other) in [(1, 5, 6), (2, 6, 5), (3, 5, 6)] as [(UInt64, Int, Int)] {
             guard see(engine, .none) == .exit(.portWrite, value: value) else { return false }
-            var written: [Int] = []
-            try engine.takeWrittenPages { written.append($0) }
-            if written != [page] { return false }
+            var written: Set<Int> = []
+            try engine.takeWrittenPages { written.insert($0) }
+            // A page that is mapped for its first use, which may be a fetch, can be reported too.
+            if !written.contains(page) || written.contains(other) { return false }
         }
         return true
     }
@@ -311,7 +312,7 @@ public struct SelfTests {
         let failing = try instructionsThatFail()
         add("instructions at CPL 0", failing.isEmpty, "all that were tried run",
             "not emulated: \(failing.joined(separator: ", ")); a guest that uses one ends there", gap: true)
-        add("dirty pages", try writesAreReported(), "the bitmap has each page that was written, and no other",
+        add("dirty pages", try writesAreReported(), "the bitmap has each page that was written",
             "pages are written unnoticed: positions between exits and checkpoints would be wrong", gap: true)
         return (found, results)
     }
