@@ -10,8 +10,6 @@ public final class SoftEngine: Engine {
     public let memory: GuestMemory
 
     let core: Core
-    /// Registers that no instruction here reads or writes.
-    private var floatingPoint = FloatingPointState()
     private let kick = KickFlag()
     private var deadline: Nanoseconds?
     /// Where the instruction stands that the last exit belongs to.
@@ -83,6 +81,7 @@ public final class SoftEngine: Engine {
         s.answers.deallocate()
         s.outgoing.deallocate()
         s.portData.deallocate()
+        s.floatingPoint.free()
         free(s.codeLines)
         free(s.written)
         core.file.deallocate()
@@ -350,7 +349,7 @@ public final class SoftEngine: Engine {
     public func state() throws(HostError) -> CPUState {
         var state = CPUState()
         state.core = coreRegisters()
-        state.floatingPoint = floatingPoint
+        state.floatingPoint = core.s.floatingPoint.state
         state.control.xcr0 = core.s.xcr0
         let s = core.file.pointee
         state.debug.address = SIMD4(s.dr.0, s.dr.1, s.dr.2, s.dr.3)
@@ -379,7 +378,7 @@ public final class SoftEngine: Engine {
 
     public func setState(_ state: CPUState) throws(HostError) {
         pending = .none
-        floatingPoint = state.floatingPoint
+        core.s.floatingPoint.load(state.floatingPoint)
         setRegisters(state.core)
         core.s.xcr0 = state.control.xcr0
         core.s.dr = (state.debug.address[0], state.debug.address[1], state.debug.address[2], state.debug.address[3])
