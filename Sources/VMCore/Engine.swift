@@ -68,8 +68,12 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         cheapBreakpoints = try flag(.cheapBreakpoints)
     }
 
+    /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,
+    /// and where the soft engine knows the way there, fast.
+    public var landsBySteps: Bool { !breakpointKernel && stepKernel && stepUser && stepToUser }
+
     /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
-    public func canAnchor(cpl: UInt8) -> Bool { cpl == 3 ? breakpointUser : breakpointKernel }
+    public func canAnchor(cpl: UInt8) -> Bool { landsBySteps || (cpl == 3 ? breakpointUser : breakpointKernel) }
 }
 
 /// A processor that runs a guest: the part of vmrr that differs between hosts.

@@ -69,6 +69,8 @@ struct Landing {
     private static let patience = Nanoseconds.seconds(4)
     /// How often a soft engine asks whether the user wants it stopped.
     private static let attention = Nanoseconds.milliseconds(20)
+    /// The same for single steps: a step takes as long as some thousand instructions.
+    private static let slowestSteps: UInt64 = 10_000
 
     func run(_ statistics: inout LandingStatistics) throws -> Outcome {
         statistics.landings += 1
@@ -83,10 +85,11 @@ struct Landing {
             if let outcome { return outcome }
         }
         if !engine.capabilities.cheapBreakpoints, anchor.elapsed > statistics.lead + Self.shortestFreeRun,
-            engine.capabilities.canAnchor(cpl: 0) {
+            engine.capabilities.breakpointKernel {
             if let outcome = try runAndSearch(&statistics) { return outcome }
         }
-        return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
+        let slowest = engine.capabilities.breakpointKernel ? Self.slowestSearch : Self.slowestSteps
+        return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* slowest) + Self.patience)
     }
 
     /// Instructions from here to the anchor; nil where they weren't counted, or it isn't known where the guest stands.
@@ -126,7 +129,7 @@ struct Landing {
         let start = try engine.state()
         let watch = try machine.watch.get()
         try watch.mark()
-        let until = hostTime() + (engine.capabilities.canAnchor(cpl: 0)
+        let until = hostTime() + (engine.capabilities.breakpointKernel
             ? Nanoseconds(anchor.elapsed.rawValue &* Self.assistantFactor) + Self.assistantPatience
             : Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
         var outcome: Outcome?
@@ -229,7 +232,7 @@ struct Landing {
         defer { engine.armKick(at: nil) }
         if try machine.isAt(anchor) { return .landed }
         let stop: StopCondition =
-            engine.capabilities.canAnchor(cpl: 0) ? .breakpoint(anchor.rip) : .step
+            engine.capabilities.breakpointKernel ? .breakpoint(anchor.rip) : .step
         if stop == .step, !engine.capabilities.stepKernel {
             throw HostError.cannotLand("it is between two exits, and here KVM stops neither at breakpoints nor steps")
         }

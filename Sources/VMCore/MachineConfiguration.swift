@@ -6,6 +6,16 @@ public enum GuestImage: Sendable {
     case multiboot([UInt8], commandLine: String, modules: [BootModule])
     /// A Linux kernel as distributions ship it.
     case linux(LinuxGuest)
+    /// A kernel in an ELF file that is started by its PVH note.
+    case pvh(LinuxGuest)
+
+    /// Whether the guest expects a machine with ACPI.
+    var wantsACPI: Bool {
+        switch self {
+        case .flat, .multiboot: false
+        case .linux, .pvh: true
+        }
+    }
 }
 
 /// Everything that makes a machine, apart from the outside world.
@@ -25,7 +35,7 @@ public struct MachineConfiguration: Sendable {
         self.image = image
         self.memoryBytes = memoryBytes
         self.wallClockStart = wallClockStart
-        acpi = if case .linux = image { true } else { false }
+        acpi = image.wantsACPI
     }
 }
 
@@ -85,6 +95,8 @@ extension MachineConfiguration {
             boot = try Multiboot.load(bytes, commandLine: commandLine, modules: modules, into: memory)
         case .linux(let guest):
             boot = try LinuxBoot.load(guest, into: memory)
+        case .pvh(let guest):
+            boot = try PVHBoot.load(guest, into: memory)
         }
         if acpi { ACPITables().write(into: memory) }
 

@@ -12,7 +12,7 @@ struct GuestOptions: ParsableArguments {
     @Option(help: ArgumentHelp("A flat real-mode image, loaded and started at ADDR.", valueName: "file@addr"))
     var flat: String?
 
-    @Option(help: ArgumentHelp("A kernel: a Linux bzImage, or a multiboot one.", valueName: "file"))
+    @Option(help: ArgumentHelp("A kernel: a Linux bzImage, an ELF file with a PVH note (vmlinux), or a multiboot one.", valueName: "file"))
     var kernel: String?
 
     @Option(help: ArgumentHelp("The initial RAM disk; of a multiboot kernel, its first module.", valueName: "file"))
@@ -46,6 +46,14 @@ struct GuestOptions: ParsableArguments {
 
     @Option(help: ArgumentHelp("Adds a device: testdev, the test ports of QEMU's pc-testdev.", valueName: "testdev"))
     var device: [String] = []
+
+    @Option(help: ArgumentHelp("When the guest resets the machine: exit ends the run; restart boots it again, a recording "
+        + "into a further trace NAME-2.vmrr.", valueName: "exit|restart"))
+    var onReboot: OnReboot = .exit
+
+    enum OnReboot: String, ExpressibleByArgument {
+        case exit, restart
+    }
 
     @OptionGroup var world: WorldOptions
 
@@ -109,16 +117,18 @@ struct GuestOptions: ParsableArguments {
             return MachineConfiguration(image: image, memoryBytes: bytes ?? 256 << 20, wallClockStart: clock)
         }
         let image = try naming { try kernelImage(Self.readFile(kernel ?? "")) }
-        let standard: UInt64 = if case .linux = image { 512 << 20 } else { 256 << 20 }
+        let standard: UInt64 = if case .multiboot = image { 256 << 20 } else { 512 << 20 }
         return MachineConfiguration(image: image, memoryBytes: bytes ?? standard, wallClockStart: clock)
     }
 
     private func kernelImage(_ kernel: [UInt8]) throws -> GuestImage {
         let disk = try initrd.map(Self.readFile)
-        switch try KernelFormat(of: kernel) {
-        case .linux:
+        let format = try KernelFormat(of: kernel)
+        switch format {
+        case .linux, .pvh:
             guard module.isEmpty else { throw UsageError("--module goes with a multiboot kernel: Linux takes one --initrd") }
-            return .linux(LinuxGuest(kernel: kernel, commandLine: linuxCommandLine, initrd: disk))
+            let guest = LinuxGuest(kernel: kernel, commandLine: linuxCommandLine, initrd: disk)
+            return if case .pvh = format { .pvh(guest) } else { .linux(guest) }
         case .multiboot:
             var modules: [BootModule] = []
             if let disk, let initrd { modules.append(BootModule(content: disk, commandLine: initrd)) }

@@ -45,7 +45,7 @@ struct RunCommand: ParsableCommand {
 /// The status with which a command that ran a guest ends.
 func status(of ending: Ending) -> Status {
     switch ending {
-    case .debugExit, .tripleFault: ending.isFailure ? .guestFailed : .done
+    case .debugExit, .tripleFault, .panic: ending.isFailure ? .guestFailed : .done
     case .powerOff, .reset, .halted, .stopped, .endOfTrace: .done
     case .deadline, .traceFull: .other
     case .hostLimit: .hostLacks
@@ -57,6 +57,7 @@ func describe(_ ending: Ending) -> String {
     case .debugExit(0): "the guest ended with success"
     case .debugExit(let value): "the guest failed with \(value)"
     case .tripleFault: "the guest ended in a triple fault"
+    case .panic: "the guest's kernel panicked"
     case .powerOff: "the guest switched the machine off"
     case .reset: "the guest reset the machine"
     case .halted: "the guest halted with nothing to wake it"

@@ -3,15 +3,21 @@ public enum KernelFormat: Sendable {
     case multiboot
     /// A Linux bzImage.
     case linux
+    /// An ELF file with a PVH note: a vmlinux.
+    case pvh
 
     /// - Throws: `BootError` for a file that is none of them.
     public init(of image: [UInt8]) throws(BootError) {
-        if LinuxImage.isLinux(ImageReader(bytes: image)) {
+        let file = ImageReader(bytes: image)
+        if LinuxImage.isLinux(file) {
             self = .linux
         } else if Multiboot.isMultiboot(image) {
             self = .multiboot
+        } else if ELFKernel.isELF64(file) {
+            self = .pvh
         } else {
-            throw .badImage("neither a Linux bzImage nor a multiboot kernel: it has no setup header and no multiboot header")
+            throw .badImage("not a kernel that can be started: a Linux bzImage, a 64-bit ELF file with a PVH note, or a "
+                + "multiboot kernel")
         }
     }
 }

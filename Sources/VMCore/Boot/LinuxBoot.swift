@@ -1,6 +1,6 @@
 /// A Linux kernel and what its boot loader passes to it.
 public struct LinuxGuest: Sendable {
-    /// A bzImage.
+    /// A bzImage, or an ELF file with a PVH note.
     public var kernel: [UInt8]
     public var commandLine: String
     public var initrd: [UInt8]?
@@ -67,8 +67,13 @@ public enum LinuxBoot {
                 + "\(top >> 20); give it more with --memory")
         }
         memory.write(Array(image.kernel), at: .init(image.address))
+        return try placeInitrd(initrd, above: end, below: min(top, image.highestInitrdAddress + 1), in: memory)
+    }
+
+    /// Puts an initrd as high as it may lie; returns where that is.
+    static func placeInitrd(_ initrd: [UInt8]?, above end: UInt64, below limit: UInt64, in memory: GuestMemory)
+        throws(BootError) -> Range<UInt64> {
         guard let initrd, !initrd.isEmpty else { return 0..<0 }
-        let limit = min(top, image.highestInitrdAddress + 1)
         let room = limit > end ? limit - end : 0
         guard UInt64(initrd.count) + UInt64(pageSize) <= room else {
             throw .usage("the initrd has \(initrd.count) bytes; beside the kernel there is room for "
@@ -79,7 +84,7 @@ public enum LinuxBoot {
         return start..<(start + UInt64(initrd.count))
     }
 
-    private static func megabytes(_ bytes: UInt64) -> UInt64 { (bytes + (1 << 20) - 1) >> 20 }
+    static func megabytes(_ bytes: UInt64) -> UInt64 { (bytes + (1 << 20) - 1) >> 20 }
 
     private static func writeParameters(_ image: LinuxImage, initrd: Range<UInt64>, into memory: GuestMemory) {
         func put(_ bytes: [UInt8], _ offset: UInt64) { memory.write(bytes, at: .init(Place.bootParameters + offset)) }

@@ -53,6 +53,9 @@ public final class LiveEnvironment: Environment {
     private var attention: Nanoseconds?
     private var request: PowerRequest?
     private var tripleFault = false
+    private var panic = PanicWatch()
+    /// The end of the run after a panic, for a guest that doesn't end by itself.
+    private var panicEnds: Nanoseconds?
     private let stopRequested = SharedFlag()
     /// Whether the deadline or the user has ended the run, which may still be on its way to a good place to stop.
     private var endIsDue = false
@@ -73,6 +76,8 @@ public final class LiveEnvironment: Environment {
     private static let grace = Nanoseconds.microseconds(200)
     /// How soon the guest is looked at again when it can't take the interrupt at this instruction.
     private static let retry = Nanoseconds.microseconds(200)
+    /// How long a guest that has panicked may take to say why and to reset the machine.
+    private static let panicGrace = Nanoseconds.seconds(10)
     /// No kick comes sooner than this: a guest that is kicked before it has run an instruction never gets anywhere.
     private static let shortestRun = Nanoseconds.microseconds(30)
 
@@ -139,7 +144,11 @@ public final class LiveEnvironment: Environment {
 
     private func sendOutput() {
         let output = platform.takeSerialOutput()
-        if !output.isEmpty { serial.send(output) }
+        if !output.isEmpty {
+            serial.send(output)
+            panic.see(output)
+            if panic.hasPanicked, panicEnds == nil { panicEnds = lastExit + Self.panicGrace }
+        }
         let debug = platform.takeDebugOutput()
         if !debug.isEmpty { serial.send(debug) }
     }
@@ -180,6 +189,7 @@ public final class LiveEnvironment: Environment {
         // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
         if options.placement == .replayable, !isExact, let due = moment { moment = due + Self.grace }
         if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
+        if !endIsDue { moment = earliest(moment, panicEnds) }
         if let asked = attention {
             if asked > now { moment = earliest(moment, asked) } else { attention = nil }
         }
@@ -206,7 +216,7 @@ public final class LiveEnvironment: Environment {
     public var wantsEntry: Bool {
         // The engine is asked first: an argument made by a call would have the interrupt controllers copied before it.
         let taskPriority = engine.taskPriority
-        return platform.isHalted || endIsDue || request != nil || tripleFault
+        return platform.isHalted || endIsDue || request != nil || tripleFault || panic.isOver
             || platform.needsProcessor(taskPriority: taskPriority)
     }
 
@@ -234,7 +244,7 @@ public final class LiveEnvironment: Environment {
             }
             guard platform.isHalted else { return .proceed }
             if let ending = ending(at: now) { return .stop(ending) }
-            if nextDue == nil && !serial.mayReceive { return .stop(.halted) }
+            if nextDue == nil && !serial.mayReceive { return .stop(panic.hasPanicked ? .panic : .halted) }
             waitForInterrupt()
             if let ending = ending(at: self.now) { return .stop(ending) }
         }
@@ -242,16 +252,21 @@ public final class LiveEnvironment: Environment {
 
     /// Lets time go by until something is due, or may have come in.
     private func waitForInterrupt() {
+        let due = earliest(nextDue, panicEnds)
         if clock.source == .host {
-            serial.wait(until: earliest(nextDue.map { clock.hostMoment($0) }, deadline))
-        } else if let nextDue {
-            clock.skip(to: nextDue, engine)
+            serial.wait(until: earliest(due.map { clock.hostMoment($0) }, deadline))
+        } else if let due {
+            clock.skip(to: due, engine)
         } else {
             serial.wait(until: deadline)
         }
     }
 
     private func ending(at now: Nanoseconds) -> Ending? {
+        if let panicEnds, panic.isOver || request != nil || tripleFault || now >= panicEnds {
+            endIsDue = true
+            return .panic
+        }
         switch request {
         case .debugExit(let value): return .debugExit(value)
         case .powerOff: return .powerOff
@@ -351,7 +366,9 @@ public final class LiveEnvironment: Environment {
             return .proceed
         }
         reschedule(at: now)
-        if let end = try endOfRepeatedString() { return .proceedTo(end) }
+        if let end = try endOfRepeatedString() {
+            return engine.capabilities.breakpointKernel ? .proceedTo(end) : .proceed
+        }
         engine.wantsRegisters = true
         return enter(since: since, now: now)
     }
