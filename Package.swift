@@ -23,6 +23,7 @@ let package = Package(
     ],
     targets: [
         .target(name: "CKVM"),
+        .target(name: "CHostFloat"),
         .systemLibrary(name: "CZstd"),
         .systemLibrary(name: "CLZ4"),
         .systemLibrary(name: "CXXHash"),
@@ -31,7 +32,7 @@ let package = Package(
         .target(name: "Guests"),
         .target(
             name: "VMCore",
-            dependencies: ["CKVM", "CXXHash", "CZydis", "Guests"],
+            dependencies: ["CHostFloat", "CKVM", "CXXHash", "CZydis", "Guests"],
             swiftSettings: engineSettings
         ),
         .target(

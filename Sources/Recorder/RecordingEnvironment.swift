@@ -49,7 +49,7 @@ public final class RecordingEnvironment: Environment {
             try writer.append(exit.identity, value: exit.value)
         }
         if number.rawValue & (Self.checkInterval - 1) == 0 { checkIsDue = true }
-        if policy.isDue(at: number, now: live.lastExit) { checkpointIsDue = true }
+        if policy.isDue(at: number, now: live.hostPace) { checkpointIsDue = true }
         if live.lastExit - lastTime >= Self.timeInterval {
             lastTime = live.lastExit
             try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
@@ -88,7 +88,7 @@ public final class RecordingEnvironment: Environment {
             }
         case .stop(let ending):
             return try stop(ending, at: point, of: machine)
-        case .proceed, .proceedToWindow, .proceedTo, .step, .stepTo, .land:
+        case .proceed, .proceedToWindow, .proceedToBoundary, .proceedTo, .step, .stepTo, .land:
             break
         }
         return entry
@@ -115,13 +115,13 @@ public final class RecordingEnvironment: Environment {
     func takeCheckpoints(_ checkpointer: Checkpointer, when policy: CheckpointPolicy, after exit: ExitNumber) {
         self.checkpointer = checkpointer
         self.policy = policy
-        self.policy.begin(at: exit, now: live.now)
+        self.policy.begin(at: exit, now: live.hostPace)
     }
 
     private func takeCheckpoint(of machine: Machine) throws {
         guard let checkpointer else { return }
         let pause = try checkpointer.take(of: machine, devices: live.platform, event: writer.events, guest: live.lastExit)
-        policy.took(pause, at: machine.exit, now: live.now)
+        policy.took(pause, at: machine.exit, now: live.hostPace)
         // For a recording that is killed; the end writes it again.
         if !saidSpread, policy.spreadTo != nil {
             saidSpread = true
@@ -160,6 +160,8 @@ public final class RecordingEnvironment: Environment {
     }
 
     private func anchor(of machine: Machine) throws -> Anchor {
+        // The same in each run: no host's time.
+        if let count = machine.engine.retiredSinceExit { return try machine.anchor(elapsed: Nanoseconds(count.rawValue)) }
         let wall = live.now - max(live.lastExit, lastAnchor)
         // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
         let elapsed = min(wall, threadTime() - lastAnchorThreadTime)
@@ -176,10 +178,13 @@ public final class RecordingEnvironment: Environment {
         let since = endRequestedAt ?? now
         endRequestedAt = since
         let registers = try machine.engine.registers()
+        if live.isExact, PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() != nil {
+            return .step
+        }
         let canAnchor = try machine.engine.capabilities.canAnchor(cpl: registers.cpl)
             && !machine.engine.debugRegistersActive()
             && PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() == nil
-        let grace = canAnchor ? Self.endGrace : Self.longEndGrace
+        let grace = live.isExact ? Nanoseconds(0) : canAnchor ? Self.endGrace : Self.longEndGrace
         if now - since < grace {
             live.attend(at: since + grace)
             return .proceed

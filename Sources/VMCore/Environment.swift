@@ -18,6 +18,8 @@ public enum Entry {
     case proceed
     /// The guest runs, but no further than the first interruptible boundary.
     case proceedToWindow
+    /// The same, where this isn't the first one since the last exit: the point is one between two exits.
+    case proceedToBoundary
     /// The guest executes one instruction.
     case step
     /// The same, for an instruction that leads to this linear address: a step may go too far there.

@@ -23,8 +23,8 @@ public struct MachineConfiguration: Sendable {
     public var image: GuestImage
     public var memoryBytes: UInt64
     public var cpuModel = "auto"
-    public var engine = EngineKind.kvm
-    public var timestamps = TimestampPolicy.hide
+    /// Nil for what suits the engine.
+    public var timestamps: TimestampPolicy?
     public var testDevice = false
     /// Whether the machine has the event timer, and ACPI tables that describe it and all else.
     public var acpi: Bool
@@ -73,7 +73,19 @@ public struct BuiltMachine {
 
 extension MachineConfiguration {
     /// Makes memory, loads the image, makes the engine.
-    public func build(system: KVMSystem, capabilities: EngineCapabilities) throws -> BuiltMachine {
+    ///
+    /// - Throws: `BootError` where the image is bad, `HostError` where the host or the engine lacks something.
+    public func build(on host: EngineHost) throws -> BuiltMachine {
+        let timestamps = timestamps ?? host.defaultTimestamps
+        switch (timestamps, host.kind) {
+        case (.record, .kvm): throw HostError.cannotRecordTimestamps
+        case (.pass, .soft):
+            // The soft engine reads no counter of the host's.
+            var other = self
+            other.timestamps = .record
+            return try other.build(on: host)
+        default: break
+        }
         let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: memoryBytes))
         let boot: BootResult
         switch image {
@@ -92,16 +104,15 @@ extension MachineConfiguration {
         var notices: [String] = []
         switch timestamps {
         case .trap: TimestampSites.replace(sites, in: memory)
-        case .hide where !sites.isEmpty:
+        case .hide where !sites.isEmpty && host.kind == .kvm:
             notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
                 + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
                 + "same won't replay: use --timestamps trap")
         default: break
         }
 
-        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: system.supportedFeatures())
-        let engine = try engine.make(system: system, memory: memory, model: model, capabilities: capabilities,
-                                     trapsTimestamps: timestamps == .trap)
+        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
+        let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
         try engine.setState(boot.state)
         var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
                                            testDevice: testDevice)
@@ -110,7 +121,7 @@ extension MachineConfiguration {
         return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
                             timestamps: timestamps,
                             timestampSites: timestamps == .trap ? sites : [],
-                            unrecordable: Self.unrecordable(timestamps), notices: notices)
+                            unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: notices)
     }
 
     private static func unrecordable(_ timestamps: TimestampPolicy) -> [String] {
@@ -119,6 +130,7 @@ extension MachineConfiguration {
         case .hide: list.insert("RDTSC and RDTSCP (hidden in CPUID)", at: 0)
         case .trap: list.insert("RDTSC and RDTSCP in code that the guest loads or makes itself", at: 0)
         case .pass: list.insert("RDTSC and RDTSCP: the guest reads the host's counter", at: 0)
+        case .record: break
         }
         return list
     }

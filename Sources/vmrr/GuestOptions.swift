@@ -37,7 +37,8 @@ struct GuestOptions: ParsableArguments {
     @OptionGroup var engine: EngineOption
 
     @Option(help: ArgumentHelp("hide: no timestamp counter in CPUID; trap: replace RDTSC and RDTSCP in the loaded image "
-        + "by recorded port reads; pass: the host's counter, unrecorded.", valueName: "hide|trap|pass"))
+        + "by recorded port reads; pass: the host's counter, unrecorded; record: with --engine soft, and its default, each read "
+        + "is recorded.", valueName: "hide|trap|pass|record"))
     var timestamps: TimestampPolicy?
 
     @Flag(help: "Accept that replay may diverge: needed for --timestamps pass.")
@@ -84,7 +85,6 @@ struct GuestOptions: ParsableArguments {
         }
         var configuration = try image()
         configuration.cpuModel = cpu
-        configuration.engine = engine.kind
         configuration.testDevice = device.contains("testdev")
         if let timestamps { configuration.timestamps = timestamps }
         return configuration

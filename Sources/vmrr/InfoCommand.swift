@@ -79,6 +79,7 @@ struct InfoCommand: ParsableCommand {
                 "guest_failed": ending.map { .bool($0.failed) } ?? .null, "detail": JSON(ending?.detail),
                 "state_digest": JSON(ending?.digests?.state.description),
                 "memory_digest": JSON(ending?.digests?.memory.description),
+                "assisted_instructions": JSON(ending?.assistedInstructions),
                 "wall_seconds": ending.map { .number($0.wall.seconds) } ?? .null,
             ]
         }
@@ -115,6 +116,9 @@ struct InfoCommand: ParsableCommand {
                 func us(_ value: Nanoseconds) -> String { "\(value.rawValue / 1000) µs" }
                 lines.append(("latency", "interrupts waited \(us(latency.p50)) (p50), \(us(latency.p99)) (p99), "
                     + "\(us(latency.worst)) (worst) for their place"))
+            }
+            if let count = ending?.assistedInstructions, count > 0 {
+                lines.append(("assisted", "\(count) instructions that KVM could not emulate were executed by the soft engine"))
             }
             for gap in description.unrecordable { lines.append(("not recorded", gap)) }
             if let ending {

@@ -244,7 +244,7 @@ private struct Fault: CustomTestStringConvertible, Sendable {
         }
         guard let entered, let rip = entered.anchor?.rip else { return }  // a KVM on which all interrupts enter at exits
         let timeline = try Timeline(
-            reader: reader, system: planted.kvm.system, capabilities: planted.kvm.capabilities, engine: kind)
+            reader: reader, host: kind == .kvm ? planted.kvm.host : .soft)
         // The handler's last exit is its EOI: POP and IRETQ follow.
         try timeline.seek(to: Position(exit: entered.exit.next, instructions: 2))
         #expect(try timeline.state().core.linearRIP == rip)
@@ -345,6 +345,6 @@ private enum ClockReader {
         options.live.deadline = .seconds(30)
         options.serial = .none
         let recording = Recording(path: path, guest: "clock", commandLine: [], version: "test")
-        _ = try recording.record(configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
+        _ = try recording.record(configuration, on: kvm.host, options: options)
     }
 }

@@ -46,19 +46,17 @@ struct Planted {
         options.serial = .none
         let recording = Recording(path: path + ".plain", guest: "planted", commandLine: [], version: "test")
         let result = try recording.record(
-            configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
+            configuration, on: kvm.host, options: options)
         #expect(result.ending == .debugExit(0), "the guest does its rounds: \(result.ending)")
         let snapshot = Snapshot(start: .start, checkpointInterval: interval)
         let plain = try Timeline(
-            reader: TraceReader(path: path + ".plain"), system: kvm.system, capabilities: kvm.capabilities,
-            withDevices: true)
+            reader: TraceReader(path: path + ".plain"), host: kvm.host, withDevices: true)
         try snapshot.write(from: plain, named: "planted", to: path)
     }
 
     func timeline(withDevices: Bool = false) throws -> Timeline {
         try Timeline(
-            reader: TraceReader(path: path), system: kvm.system, capabilities: kvm.capabilities,
-            withDevices: withDevices)
+            reader: TraceReader(path: path), host: kvm.host, withDevices: withDevices)
     }
 
     func predicate(_ source: String) throws -> GuestPredicate { try GuestPredicate(source, symbols: symbols) }
@@ -90,7 +88,7 @@ struct Planted {
     /// ReplayEnvironment: answers come from the trace's events, and interrupts enter where the registers are the
     /// recorded ones.
     func log(until condition: (Look) throws -> Bool) throws -> Found? {
-        let engine = try configuration.build(system: kvm.system, capabilities: kvm.capabilities).engine
+        let engine = try configuration.build(on: kvm.host).engine
         var events = try Events(path)
         var position = Position(exit: .start)
         var interrupt: UInt64?

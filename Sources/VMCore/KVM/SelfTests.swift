@@ -14,6 +14,10 @@ public struct SelfTestResult: Codable, Sendable {
     public var outcome: Outcome
     /// What was seen, and what follows from it.
     public var detail: String
+
+    public init(name: String, outcome: Outcome, detail: String) {
+        (self.name, self.outcome, self.detail) = (name, outcome, detail)
+    }
 }
 
 /// Tries out what this host's KVM really does, with guests of a few instructions and a deadline each.
@@ -77,6 +81,7 @@ public struct SelfTests {
         memory.write(code, at: .init(Self.code))
         memory.write(handler, at: .init(Self.handler))
         let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: EngineCapabilities())
+        engine.assistsEmulation = false
         try engine.setState(state(mode, memory))
         return engine
     }
