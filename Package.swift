@@ -25,7 +25,7 @@ let package = Package(
         .target(name: "Guests"),
         .target(
             name: "VMCore",
-            dependencies: ["CKVM", "CXXHash", "CZydis", "Guests"],
+            dependencies: ["CKVM", "CLZ4", "CXXHash", "CZstd", "CZydis", "Guests"],
             swiftSettings: swiftSettings
         ),
         .target(

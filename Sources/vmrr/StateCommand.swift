@@ -33,7 +33,10 @@ struct StateCommand: ParsableCommand {
     )
     var pages: [String] = []
 
-    @Flag(help: "Show where the guest was called from: frame pointers, then guesses from the stack.")
+    @Flag(
+        help: ArgumentHelp(
+            "Show where the guest was called from: exactly with a Linux kernel as --symbols, which knows how its stack is "
+                + "unwound; else by frame pointers, then guesses from the stack."))
     var backtrace = false
 
     @OptionGroup var symbols: SymbolOptions
@@ -48,7 +51,7 @@ struct StateCommand: ParsableCommand {
             let position = try at.map { try parsePosition($0, option: "--at") }
             let reader = try TraceReader(path: trace.path())
             var options = StateOptions()
-            options.symbols = try symbols.table(for: reader)
+            (options.symbols, options.unwinding) = try symbols.load(for: reader, near: position?.exit ?? reader.lastExit)
             options.memory = try mem.map { try symbols.range($0, in: options.symbols, option: "--mem", standard: 64) }
             options.format = format
             options.pages = try pages.map { try symbols.address($0, in: options.symbols, option: "--pages") }
