@@ -12,7 +12,7 @@ struct StateCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "The exit, or so many instructions after one: N or N+K. The end without it.", valueName: "exit"))
+            "The exit, or so many instructions after one: N, N+K or mark:NAME. The end without it.", valueName: "exit"))
     var at: String?
 
     @Option(
@@ -48,8 +48,8 @@ struct StateCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let position = try at.map { try parsePosition($0, option: "--at") }
             let reader = try TraceReader(path: trace.path())
+            let position = try at.map { try parsePosition($0, option: "--at", in: reader) }
             var options = StateOptions()
             (options.symbols, options.unwinding) = try symbols.load(for: reader, near: position?.exit ?? reader.lastExit)
             options.memory = try mem.map { try symbols.range($0, in: options.symbols, option: "--mem", standard: 64) }
