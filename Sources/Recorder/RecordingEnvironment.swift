@@ -10,6 +10,8 @@ public final class RecordingEnvironment: Environment {
     public private(set) var endIsExact = true
 
     private var checkIsDue = false
+    /// Whether it was asked what enters after the last exit.
+    private var hasEntered = false
     /// When checkpoints are due, and who takes them. None are taken until `takeCheckpoints` is called.
     private var policy = CheckpointPolicy(.never)
     private var checkpointer: Checkpointer?
@@ -41,6 +43,7 @@ public final class RecordingEnvironment: Environment {
     }
 
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
+        hasEntered = false
         try live.handle(&exit, number: number)
         try recordDeviceInputs()
         if let data = exit.data {
@@ -49,7 +52,7 @@ public final class RecordingEnvironment: Environment {
             try writer.append(exit.identity, value: exit.value)
         }
         if number.rawValue & (Self.checkInterval - 1) == 0 { checkIsDue = true }
-        if policy.isDue(at: number, now: live.lastExit) { checkpointIsDue = true }
+        if policy.isDue(at: number, now: live.hostPace) { checkpointIsDue = true }
         if live.lastExit - lastTime >= Self.timeInterval {
             lastTime = live.lastExit
             try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
@@ -69,8 +72,11 @@ public final class RecordingEnvironment: Environment {
             checkIsDue = false
             try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
         }
+        let events = writer.events
         let entry = try live.entry(at: point, of: machine)
         try recordDeviceInputs()
+        if case .stop = entry, point == .exit, !hasEntered, writer.events == events { try takeLastCheckpoint(of: machine) }
+        hasEntered = true
         switch entry {
         case .interrupt(let vector):
             try record(vector: vector, isNMI: false, at: point, of: machine)
@@ -85,7 +91,7 @@ public final class RecordingEnvironment: Environment {
             }
         case .stop(let ending):
             return try stop(ending, at: point, of: machine)
-        case .proceed, .proceedToWindow, .proceedTo, .step, .stepTo, .land:
+        case .proceed, .proceedToWindow, .proceedToBoundary, .proceedTo, .step, .stepTo, .land:
             break
         }
         return entry
@@ -143,18 +149,25 @@ public final class RecordingEnvironment: Environment {
     func takeCheckpoints(_ checkpointer: Checkpointer, when policy: CheckpointPolicy, after exit: ExitNumber) {
         self.checkpointer = checkpointer
         self.policy = policy
-        self.policy.begin(at: exit, now: live.now)
+        self.policy.begin(at: exit, now: live.hostPace)
     }
 
     private func takeCheckpoint(of machine: Machine) throws {
         guard let checkpointer else { return }
         let pause = try checkpointer.take(of: machine, devices: live.platform, event: writer.events, guest: live.lastExit)
-        policy.took(pause, at: machine.exit, now: live.now)
+        policy.took(pause, at: machine.exit, now: live.hostPace)
         // For a recording that is killed; the end writes it again.
         if !saidSpread, policy.spreadTo != nil {
             saidSpread = true
             try writer.setMeta(CheckpointSpacing.key, policy.description)
         }
+    }
+
+    /// The end is where a search begins and what a comparison is about, so it is stored, where it is an exit after which
+    /// nothing has entered.
+    private func takeLastCheckpoint(of machine: Machine) throws {
+        guard policy.isWanted(at: machine.exit) else { return }
+        try takeCheckpoint(of: machine)
     }
 
     /// Waits until all checkpoints are with the writer, and says how far apart they were.
@@ -181,6 +194,8 @@ public final class RecordingEnvironment: Environment {
     }
 
     private func anchor(of machine: Machine) throws -> Anchor {
+        // The same in each run: no host's time.
+        if let count = machine.engine.retiredSinceExit { return try machine.anchor(elapsed: Nanoseconds(count.rawValue)) }
         let wall = live.now - max(live.lastExit, lastAnchor)
         // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
         let elapsed = min(wall, threadTime() - lastAnchorThreadTime)
@@ -197,10 +212,13 @@ public final class RecordingEnvironment: Environment {
         let since = endRequestedAt ?? now
         endRequestedAt = since
         let registers = try machine.engine.registers()
+        if live.isExact, PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() != nil {
+            return .step
+        }
         let canAnchor = try machine.engine.capabilities.canAnchor(cpl: registers.cpl)
             && !machine.engine.debugRegistersActive()
             && PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() == nil
-        let grace = canAnchor ? Self.endGrace : Self.longEndGrace
+        let grace = live.isExact ? Nanoseconds(0) : canAnchor ? Self.endGrace : Self.longEndGrace
         if now - since < grace {
             live.attend(at: since + grace)
             return .proceed

@@ -59,9 +59,8 @@ struct BisectCommand: ParsableCommand {
                 if let command { .command(command) } else {
                     .predicate(try symbols.predicate(when ?? "", of: reader, option: "--when"))
                 }
-            let (system, capabilities) = try openKVM()
             let timeline = try Timeline(
-                reader: reader, system: system, capabilities: capabilities, engine: engine.kind,
+                reader: reader, host: engine.open(for: reader.description()),
                 withDevices: command != nil && reader.canReplayDevices())
             let bisection = Bisection(timeline, question: question, options: options)
             var bar = ProgressBar("bisecting")

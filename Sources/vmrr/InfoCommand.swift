@@ -84,6 +84,7 @@ struct InfoCommand: ParsableCommand {
                 "guest_failed": ending.map { .bool($0.failed) } ?? .null, "detail": JSON(ending?.detail),
                 "state_digest": JSON(ending?.digests?.state.description),
                 "memory_digest": JSON(ending?.digests?.memory.description),
+                "assisted_instructions": JSON(ending?.assistedInstructions),
                 "wall_seconds": ending.map { .number($0.wall.seconds) } ?? .null,
             ]
         }
@@ -123,6 +124,9 @@ struct InfoCommand: ParsableCommand {
             }
             for mark in marks {
                 lines.append(("mark", "\(mark.name): after exit \(mark.exit.rawValue), \(humanSeconds(mark.time.seconds))"))
+            }
+            if let count = ending?.assistedInstructions, count > 0 {
+                lines.append(("assisted", "\(count) instructions that KVM could not emulate were executed by the soft engine"))
             }
             for gap in description.unrecordable { lines.append(("not recorded", gap)) }
             if let ending {

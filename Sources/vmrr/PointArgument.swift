@@ -21,11 +21,10 @@ struct PointArgument: ExpressibleByArgument {
     }
 
     /// A timeline of the trace, with its devices where they can be run again.
-    func timeline(_ system: KVMSystem, _ capabilities: EngineCapabilities, _ engine: EngineKind) throws -> Timeline {
+    func timeline(_ engine: EngineOption) throws -> Timeline {
         let reader = try TraceReader(path: path)
         return try Timeline(
-            reader: reader, system: system, capabilities: capabilities, engine: engine,
-            withDevices: reader.canReplayDevices())
+            reader: reader, host: engine.open(for: reader.description()), withDevices: reader.canReplayDevices())
     }
 
     /// Moves there.

@@ -64,8 +64,8 @@ struct ReplayCommand: ParsableCommand {
             let reader = try TraceReader(path: path)
             var target = try to.map { try parsePosition($0, option: "--to", in: reader) }
             let predicate = try until.map { try symbols.predicate($0, of: reader, option: "--until") }
-            let (system, capabilities) = try openKVM()
-            let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities, engine: engine.kind)
+            let host = try engine.open(for: reader.description())
+            let replayer = try Replayer(reader: reader, host: host)
             if let predicate {
                 let timeline = replayer.timeline
                 target = Position(exit: try watched(timeline) { try timeline.firstExit(where: predicate) })
@@ -73,7 +73,7 @@ struct ReplayCommand: ParsableCommand {
             }
             let result = try replay(replayer, to: target, limit: limit, speed: factor)
             if json {
-                write(json(result).text() + "\n")
+                write(json(result, host.kind).text() + "\n")
             } else {
                 report(result, replayer, path: path)
             }
@@ -160,24 +160,27 @@ struct ReplayCommand: ParsableCommand {
                     + "translation caches need them")
         }
         if result.landing.landings > 0 {
-            show("\(result.landing.landings) points between exits were found again in \(result.landing.arrivals) "
-                + "arrivals, \(result.landing.overshoots) after running too far")
+            let searched = result.landing.landings - result.landing.counted
+            show(searched == 0
+                ? "\(result.landing.landings) points between exits were found again by counting instructions"
+                : "\(searched) points between exits were found again in \(result.landing.arrivals) arrivals, "
+                    + "\(result.landing.overshoots) after running too far")
         }
     }
 
     /// The report shares standard output with nothing: the guest's console has it when it is shown.
     private func show(_ line: String) { write(line + "\n", to: console ? 2 : 1) }
 
-    private func json(_ result: ReplayResult) -> JSON {
+    private func json(_ result: ReplayResult, _ engine: EngineKind) -> JSON {
         let diverged = result.divergence.map(divergenceJSON) ?? .null
         return [
-            "engine": .string(engine.kind.rawValue), "started_at": JSON(result.start.rawValue),
+            "engine": .string(engine.rawValue), "started_at": JSON(result.start.rawValue),
             "exits": JSON(result.exits), "diverged": diverged,
             "state_digest": JSON(result.digests?.state.description),
             "memory_digest": JSON(result.digests?.memory.description),
             "memory_digest_strict": JSON(result.digests?.memoryStrict.description),
             "end_compared": .bool(result.comparedEnd), "landings": JSON(result.landing.landings),
-            "arrivals": JSON(result.landing.arrivals), "overshoots": JSON(result.landing.overshoots),
+            "counted": JSON(result.landing.counted), "arrivals": JSON(result.landing.arrivals), "overshoots": JSON(result.landing.overshoots),
             "seconds": .number(result.seconds),
         ]
     }

@@ -23,6 +23,8 @@ struct SnapshotCommand: ParsableCommand {
     @Option(name: [.short, .long], help: ArgumentHelp("The new trace.", valueName: "file"))
     var output: String
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Replace an existing file.")
     var force = false
 
@@ -34,8 +36,8 @@ struct SnapshotCommand: ParsableCommand {
             let path = try trace.path()
             try Self.refuse(writing: output, over: path)
             let reader = try TraceReader(path: path)
-            let (system, capabilities) = try openKVM()
-            let timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, withDevices: true)
+            let host = try engine.open(for: reader.description())
+            let timeline = try Timeline(reader: reader, host: host, withDevices: true)
             let stopper = Stopper()
             let watch = SignalWatch { stopper.stop() }
             defer { withExtendedLifetime(watch) {} }

@@ -56,9 +56,8 @@ struct StateCommand: ParsableCommand {
             options.format = format
             options.pages = try pages.map { try symbols.address($0, in: options.symbols, option: "--pages") }
             options.backtrace = backtrace
-            let (system, capabilities) = try openKVM()
             let timeline = try Timeline(
-                reader: reader, system: system, capabilities: capabilities, engine: engine.kind,
+                reader: reader, host: engine.open(for: reader.description()),
                 withDevices: reader.canReplayDevices())
             var bar = ProgressBar("replaying")
             timeline.progress = { bar.update($0) }

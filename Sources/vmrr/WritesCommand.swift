@@ -53,9 +53,8 @@ struct WritesCommand: ParsableCommand {
             options.at = try at.map { try $0.exit(in: reader) }
             options.limit = last ? 1 : limit
             options.isExhaustive = exhaustive
-            let (system, capabilities) = try openKVM()
             let timeline = try Timeline(
-                reader: reader, system: system, capabilities: capabilities, engine: engine.kind)
+                reader: reader, host: engine.open(for: reader.description()))
             let search = WriteSearch(timeline, range: range, options: options)
             var bar = ProgressBar("searching")
             search.progress = { bar.update($1) }

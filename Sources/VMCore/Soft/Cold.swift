@@ -4,6 +4,14 @@ extension Core {
     /// has told devices.
     @inline(never)
     func executeCold(_ op: Op) throws(Trap) {
+        switch op.pointee.cold {
+        case .x87: return try executeX87(op)
+        case .ldmxcsr, .stmxcsr, .emms, .fxsave, .fxrstor, .xsave, .xrstor, .xsetbv: return try executeVectorState(op)
+        case .vectorMaskMove: return try maskMove(op)
+        case .vectorMasked: return try moveMasked(op)
+        case .vectorGather: return try gather(op)
+        default: break
+        }
         if try executeInteger(op) { return }
         if try executeStack(op) { return }
         if try executeTransfer(op) { return }

@@ -24,6 +24,9 @@ enum ColdCode: UInt8 {
     case movFromControl, movToControl, movFromDebug, movToDebug, clts, lmsw, smsw
     case lgdt, lidt, sgdt, sidt, lldt, sldt, ltr, str, lar, lsl, verr, verw
     case invlpg, invd, swapgs, rdfsbase, rdgsbase, wrfsbase, wrgsbase, clac, stac, xgetbv, xsetbv, vmcall
+    // The x87 and vectors: groups and what doesn't fit one. Which instruction it is stands in the immediate field.
+    case x87, ldmxcsr, stmxcsr, emms, fxsave, fxrstor, xsave, xrstor, vectorMaskMove, vectorMasked, vectorGather
+    case vectorMove, vectorLanes, vectorShuffle, vectorFloat, vectorFloatSpecial, vectorFused, vectorText, vectorCipher
     // What another file of the engine doesn't execute yet: named to the user with its bytes.
     case unsupported
 }

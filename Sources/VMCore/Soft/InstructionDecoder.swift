@@ -19,13 +19,13 @@ struct InstructionDecoder {
     private(set) var length = 0
     private var before = 0
     private var left = false
-    private var offset: UInt16 = 0
+    private(set) var offset: UInt16 = 0
     private var decoder = ZydisDecoder()
-    private var instruction = ZydisDecodedInstruction()
-    private var operands: [ZydisDecodedOperand]
+    private(set) var instruction = ZydisDecodedInstruction()
+    private(set) var operands: [ZydisDecodedOperand]
 
-    private var is64: Bool { mode & ModeKey.long64 != 0 }
-    private var isFlat: Bool { mode & (ModeKey.long64 | ModeKey.flat) != 0 }
+    var is64: Bool { mode & ModeKey.long64 != 0 }
+    var isFlat: Bool { mode & (ModeKey.long64 | ModeKey.flat) != 0 }
 
     init(mode: UInt32, ops: UnsafeMutablePointer<MicroOp>) {
         self.mode = mode
@@ -76,43 +76,43 @@ struct InstructionDecoder {
 
     // MARK: Emitting
 
-    private mutating func emit(_ op: MicroOp) {
+    mutating func emit(_ op: MicroOp) {
         ops[count] = op
         count += 1
         if op.leaves { left = true }
     }
 
-    private func make(_ code: OpCode, a: UInt8 = 0, b: UInt8 = 0, imm: UInt64 = 0) -> MicroOp {
+    func make(_ code: OpCode, a: UInt8 = 0, b: UInt8 = 0, imm: UInt64 = 0) -> MicroOp {
         MicroOp(code: code, cold: .none, a: a, b: b, base: Slot.zero, index: Slot.zero, scale: 0,
                 segment: SegmentIndex.none, displacement: 0, offset: offset, length: UInt8(length),
                 form: .init(bits: UInt8(instruction.operand_width.trailingZeroBitCount - 3) & 3), imm: imm, mask: .max)
     }
 
-    private mutating func emit(_ code: OpCode, a: UInt8 = 0, b: UInt8 = 0, imm: UInt64 = 0) {
+    mutating func emit(_ code: OpCode, a: UInt8 = 0, b: UInt8 = 0, imm: UInt64 = 0) {
         emit(make(code, a: a, b: b, imm: imm))
     }
 
-    private func sized(_ family: OpCode, _ size: UInt8) -> OpCode {
+    func sized(_ family: OpCode, _ size: UInt8) -> OpCode {
         // Families are consecutive, so the sum is a case.
         OpCode(rawValue: family.rawValue + size).unsafelyUnwrapped
     }
 
     /// Logarithm of the operand size in bytes.
-    private var size: UInt8 { UInt8(instruction.operand_width.trailingZeroBitCount - 3) & 3 }
+    var size: UInt8 { UInt8(instruction.operand_width.trailingZeroBitCount - 3) & 3 }
 
-    private func sizeLog(_ operand: ZydisDecodedOperand) -> UInt8 { UInt8(operand.size.trailingZeroBitCount - 3) & 3 }
+    func sizeLog(_ operand: ZydisDecodedOperand) -> UInt8 { UInt8(operand.size.trailingZeroBitCount - 3) & 3 }
 
     // MARK: Operands
 
-    private func isRegister(_ i: Int) -> Bool { operands[i].type == ZYDIS_OPERAND_TYPE_REGISTER }
-    private func isMemory(_ i: Int) -> Bool { operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY }
-    private func isImmediate(_ i: Int) -> Bool { operands[i].type == ZYDIS_OPERAND_TYPE_IMMEDIATE }
-    private func imm(_ i: Int) -> UInt64 { operands[i].imm.value.u }
-    private var visible: Int { Int(instruction.operand_count_visible) }
+    func isRegister(_ i: Int) -> Bool { operands[i].type == ZYDIS_OPERAND_TYPE_REGISTER }
+    func isMemory(_ i: Int) -> Bool { operands[i].type == ZYDIS_OPERAND_TYPE_MEMORY }
+    func isImmediate(_ i: Int) -> Bool { operands[i].type == ZYDIS_OPERAND_TYPE_IMMEDIATE }
+    func imm(_ i: Int) -> UInt64 { operands[i].imm.value.u }
+    var visible: Int { Int(instruction.operand_count_visible) }
 
-    private func slot(_ i: Int) -> UInt8 { Self.slot(operands[i].reg.value) }
+    func slot(_ i: Int) -> UInt8 { Self.slot(operands[i].reg.value) }
 
-    private static func slot(_ register: ZydisRegister) -> UInt8 {
+    static func slot(_ register: ZydisRegister) -> UInt8 {
         let r = Int(register.rawValue)
         func from(_ first: ZydisRegister, _ last: ZydisRegister) -> Int? {
             let (a, b) = (Int(first.rawValue), Int(last.rawValue))
@@ -128,11 +128,11 @@ struct InstructionDecoder {
         return Slot.zero
     }
 
-    private static func segment(_ register: ZydisRegister) -> UInt8 {
+    static func segment(_ register: ZydisRegister) -> UInt8 {
         UInt8(truncatingIfNeeded: register.rawValue &- ZYDIS_REGISTER_ES.rawValue)
     }
 
-    private var addressMask: UInt64 {
+    var addressMask: UInt64 {
         switch instruction.address_width {
         case 16: 0xFFFF
         case 32: 0xFFFF_FFFF
@@ -141,7 +141,7 @@ struct InstructionDecoder {
     }
 
     /// Fills in a memory operand.
-    private mutating func place(_ i: Int, in op: inout MicroOp, writes: Bool = false) {
+    mutating func place(_ i: Int, in op: inout MicroOp, writes: Bool = false) {
         let memory = operands[i].mem
         op.mask = addressMask
         op.base = Slot.zero
@@ -174,7 +174,7 @@ struct InstructionDecoder {
         place(segment: Self.segment(memory.segment), in: &op, writes: writes)
     }
 
-    private func place(segment: UInt8, in op: inout MicroOp, writes: Bool) {
+    func place(segment: UInt8, in op: inout MicroOp, writes: Bool) {
         switch segment {
         case SegmentIndex.fs, SegmentIndex.gs:
             op.segment = segment
@@ -188,7 +188,7 @@ struct InstructionDecoder {
     }
 
     /// Loads a memory operand into a register's slot, zero-extended where it is a temporary.
-    private mutating func load(_ i: Int, to slot: UInt8, size: UInt8, modify: Bool = false) {
+    mutating func load(_ i: Int, to slot: UInt8, size: UInt8, modify: Bool = false) {
         var op = make(sized(modify ? .loadToModify8 : .load8, size), a: slot)
         place(i, in: &op, writes: modify)
         if op.form.has(MicroOp.Form.checked) { op.code = modify ? .loadToModifyChecked : .loadChecked }
@@ -196,7 +196,7 @@ struct InstructionDecoder {
         emit(op)
     }
 
-    private mutating func store(_ i: Int, from slot: UInt8, size: UInt8) {
+    mutating func store(_ i: Int, from slot: UInt8, size: UInt8) {
         var op = make(sized(.store8, size), b: slot)
         place(i, in: &op, writes: true)
         if op.form.has(MicroOp.Form.checked) { op.code = .storeChecked }
@@ -207,7 +207,7 @@ struct InstructionDecoder {
     // MARK: Generic handlers
 
     /// An instruction with a handler of its own, its operands laid out the same way for all.
-    private mutating func cold(_ code: ColdCode, ends: Bool = false, extra: UInt8 = 0) {
+    mutating func cold(_ code: ColdCode, ends: Bool = false, extra: UInt8 = 0) {
         var op = make(ends ? .coldEnd : .cold)
         op.cold = code
         for i in 0..<min(visible, 3) {
@@ -230,7 +230,7 @@ struct InstructionDecoder {
     }
 
     /// Arithmetic with two operands: the first is the destination, unless `readsOnly`.
-    private mutating func alu(_ family: OpCode, readsOnly: Bool = false) {
+    mutating func alu(_ family: OpCode, readsOnly: Bool = false) {
         let size = self.size
         let target: UInt8
         if isRegister(0) {
@@ -250,14 +250,14 @@ struct InstructionDecoder {
         if isMemory(0), !readsOnly { emit(sized(.storeModified8, size), b: Slot.t0) }
     }
 
-    private mutating func unary(_ family: OpCode) {
+    mutating func unary(_ family: OpCode) {
         if isRegister(0) { return emit(sized(family, size), a: slot(0)) }
         load(0, to: Slot.t0, size: size, modify: true)
         emit(sized(family, size), a: Slot.t0)
         emit(sized(.storeModified8, size), b: Slot.t0)
     }
 
-    private mutating func move() {
+    mutating func move() {
         let size = sizeLog(operands[0])
         if isRegister(0), operands[0].reg.value.rawValue >= ZYDIS_REGISTER_ES.rawValue { return moveSpecial() }
         if isRegister(1), operands[1].reg.value.rawValue >= ZYDIS_REGISTER_ES.rawValue { return moveSpecial() }
@@ -276,7 +276,7 @@ struct InstructionDecoder {
     }
 
     /// MOV from or to a segment, control or debug register.
-    private mutating func moveSpecial() {
+    mutating func moveSpecial() {
         func number(_ i: Int, _ first: ZydisRegister, _ last: ZydisRegister) -> UInt8? {
             let r = operands[i].reg.value.rawValue
             return isRegister(i) && (first.rawValue...last.rawValue).contains(r) ? UInt8(r - first.rawValue) : nil
@@ -298,7 +298,7 @@ struct InstructionDecoder {
         }
     }
 
-    private mutating func extend(signed: Bool) {
+    mutating func extend(signed: Bool) {
         let to = size
         let from = sizeLog(operands[1])
         if to == 1 { return cold(signed ? .signExtendTo16 : .zeroExtendTo16, extra: from) }
@@ -329,7 +329,7 @@ struct InstructionDecoder {
         }
     }
 
-    private func extension_(_ signed: Bool, _ from: UInt8, _ to: UInt8) -> OpCode {
+    func extension_(_ signed: Bool, _ from: UInt8, _ to: UInt8) -> OpCode {
         switch (signed, from, to) {
         case (false, 0, _): .zeroExtend8
         case (false, 1, _): .zeroExtend16
@@ -342,7 +342,7 @@ struct InstructionDecoder {
         }
     }
 
-    private mutating func leaAddress() {
+    mutating func leaAddress() {
         guard size >= 2 else { return cold(.lea16) }
         var op = make(size == 2 ? .lea32 : .lea64, a: slot(0))
         place(1, in: &op)
@@ -350,7 +350,7 @@ struct InstructionDecoder {
         emit(op)
     }
 
-    private mutating func conditional(move code: UInt8) {
+    mutating func conditional(move code: UInt8) {
         guard size >= 2 else { return cold(.cmov16, extra: code) }
         let from: UInt8
         if isMemory(1) {
@@ -362,13 +362,13 @@ struct InstructionDecoder {
         emit(size == 2 ? .cmov32 : .cmov64, a: slot(0), b: from, imm: UInt64(code))
     }
 
-    private mutating func set(_ code: UInt8) {
+    mutating func set(_ code: UInt8) {
         if isRegister(0) { return emit(.set, a: slot(0), imm: UInt64(code)) }
         emit(.set, a: Slot.t0, imm: UInt64(code))
         store(0, from: Slot.t0, size: 0)
     }
 
-    private mutating func shift(_ kind: UInt8) {
+    mutating func shift(_ kind: UInt8) {
         let size = self.size
         if isRegister(0), size >= 2, isImmediate(1), kind >= 4 {
             let count = imm(1) & (size == 3 ? 63 : 31)
@@ -382,7 +382,7 @@ struct InstructionDecoder {
         cold(.shift, extra: kind)
     }
 
-    private mutating func multiply() {
+    mutating func multiply() {
         let size = self.size
         guard visible > 1 else { return cold(.imul1) }
         guard size >= 2 else { return cold(visible == 3 ? .imulImm16 : .imul16) }
@@ -400,7 +400,7 @@ struct InstructionDecoder {
         }
     }
 
-    private mutating func push() {
+    mutating func push() {
         if isRegister(0), operands[0].reg.value.rawValue >= ZYDIS_REGISTER_ES.rawValue {
             return cold(.pushSegment, extra: Self.segment(operands[0].reg.value))
         }
@@ -411,7 +411,7 @@ struct InstructionDecoder {
         emit(.push64, b: Slot.t0)
     }
 
-    private mutating func pop() {
+    mutating func pop() {
         if isRegister(0), operands[0].reg.value.rawValue >= ZYDIS_REGISTER_ES.rawValue {
             return cold(.popSegment, ends: true, extra: Self.segment(operands[0].reg.value))
         }
@@ -420,9 +420,9 @@ struct InstructionDecoder {
     }
 
     /// The distance of a branch's target from the start of the block.
-    private var target: UInt64 { UInt64(offset) &+ UInt64(length) &+ imm(0) }
+    var target: UInt64 { UInt64(offset) &+ UInt64(length) &+ imm(0) }
 
-    private mutating func jump() {
+    mutating func jump() {
         switch true {
         case operands[0].type == ZYDIS_OPERAND_TYPE_POINTER: far(.jmpFar)
         case isImmediate(0) where instruction.operand_width == 16 && mode & ModeKey.code32 != 0:
@@ -437,7 +437,7 @@ struct InstructionDecoder {
         }
     }
 
-    private mutating func call() {
+    mutating func call() {
         switch true {
         case operands[0].type == ZYDIS_OPERAND_TYPE_POINTER: far(.callFar)
         case is64 && isImmediate(0): emit(.call64, imm: target)
@@ -451,7 +451,7 @@ struct InstructionDecoder {
         }
     }
 
-    private mutating func far(_ code: ColdCode) {
+    mutating func far(_ code: ColdCode) {
         var op = make(.coldEnd)
         op.cold = code
         op.form.bits |= MicroOp.Form.immediate
@@ -459,14 +459,14 @@ struct InstructionDecoder {
         emit(op)
     }
 
-    private mutating func jump(if code: UInt8) {
+    mutating func jump(if code: UInt8) {
         let family = OpCode(rawValue: OpCode.jo.rawValue + code).unsafelyUnwrapped
         // A 16-bit operand size cuts IP, whatever the code segment is.
         if instruction.operand_width == 16, mode & ModeKey.code32 != 0 { return cold(.unsupported, ends: true) }
         emit(family, imm: target)
     }
 
-    private mutating func string(_ code: ColdCode) {
+    mutating func string(_ code: ColdCode) {
         var op = make(.cold)
         op.cold = code
         op.mask = addressMask
@@ -488,233 +488,22 @@ struct InstructionDecoder {
         emit(op)
     }
 
-    private enum Attribute {
+    enum Attribute {
         static let rep = UInt64(1) << 28
         static let repe = UInt64(1) << 29
         static let repne = UInt64(1) << 30
     }
 
-    private var stringSize: UInt8 {
+    var stringSize: UInt8 {
         // The last bits of the opcode: even for bytes.
         instruction.opcode & 1 == 0 ? 0 : size == 3 && (instruction.opcode & 0xFC == 0x6C) ? 2 : size
     }
 
-    private mutating func branch(loop code: ColdCode) {
+    mutating func branch(loop code: ColdCode) {
         var op = make(.coldEnd)
         op.cold = code
         op.imm = target
         op.mask = addressMask
         emit(op)
     }
-
-    // MARK: The table
-
-    private mutating func translate() {
-        switch instruction.mnemonic {
-        case ZYDIS_MNEMONIC_MOV: move()
-        case ZYDIS_MNEMONIC_ADD: alu(.add8)
-        case ZYDIS_MNEMONIC_OR: alu(.or8)
-        case ZYDIS_MNEMONIC_ADC: alu(.adc8)
-        case ZYDIS_MNEMONIC_SBB: alu(.sbb8)
-        case ZYDIS_MNEMONIC_AND: alu(.and8)
-        case ZYDIS_MNEMONIC_SUB: alu(.sub8)
-        case ZYDIS_MNEMONIC_XOR: alu(.xor8)
-        case ZYDIS_MNEMONIC_CMP: alu(.cmp8, readsOnly: true)
-        case ZYDIS_MNEMONIC_TEST: alu(.test8, readsOnly: true)
-        case ZYDIS_MNEMONIC_INC: unary(.inc8)
-        case ZYDIS_MNEMONIC_DEC: unary(.dec8)
-        case ZYDIS_MNEMONIC_NEG: unary(.neg8)
-        case ZYDIS_MNEMONIC_NOT: unary(.not8)
-        case ZYDIS_MNEMONIC_MOVZX: extend(signed: false)
-        case ZYDIS_MNEMONIC_MOVSX, ZYDIS_MNEMONIC_MOVSXD: extend(signed: true)
-        case ZYDIS_MNEMONIC_LEA: leaAddress()
-        case ZYDIS_MNEMONIC_PUSH: push()
-        case ZYDIS_MNEMONIC_POP: pop()
-        case ZYDIS_MNEMONIC_JMP: jump()
-        case ZYDIS_MNEMONIC_CALL: call()
-        case ZYDIS_MNEMONIC_RET: ret()
-        case ZYDIS_MNEMONIC_JO: jump(if: 0)
-        case ZYDIS_MNEMONIC_JNO: jump(if: 1)
-        case ZYDIS_MNEMONIC_JB: jump(if: 2)
-        case ZYDIS_MNEMONIC_JNB: jump(if: 3)
-        case ZYDIS_MNEMONIC_JZ: jump(if: 4)
-        case ZYDIS_MNEMONIC_JNZ: jump(if: 5)
-        case ZYDIS_MNEMONIC_JBE: jump(if: 6)
-        case ZYDIS_MNEMONIC_JNBE: jump(if: 7)
-        case ZYDIS_MNEMONIC_JS: jump(if: 8)
-        case ZYDIS_MNEMONIC_JNS: jump(if: 9)
-        case ZYDIS_MNEMONIC_JP: jump(if: 10)
-        case ZYDIS_MNEMONIC_JNP: jump(if: 11)
-        case ZYDIS_MNEMONIC_JL: jump(if: 12)
-        case ZYDIS_MNEMONIC_JNL: jump(if: 13)
-        case ZYDIS_MNEMONIC_JLE: jump(if: 14)
-        case ZYDIS_MNEMONIC_JNLE: jump(if: 15)
-        case ZYDIS_MNEMONIC_CMOVO: conditional(move: 0)
-        case ZYDIS_MNEMONIC_CMOVNO: conditional(move: 1)
-        case ZYDIS_MNEMONIC_CMOVB: conditional(move: 2)
-        case ZYDIS_MNEMONIC_CMOVNB: conditional(move: 3)
-        case ZYDIS_MNEMONIC_CMOVZ: conditional(move: 4)
-        case ZYDIS_MNEMONIC_CMOVNZ: conditional(move: 5)
-        case ZYDIS_MNEMONIC_CMOVBE: conditional(move: 6)
-        case ZYDIS_MNEMONIC_CMOVNBE: conditional(move: 7)
-        case ZYDIS_MNEMONIC_CMOVS: conditional(move: 8)
-        case ZYDIS_MNEMONIC_CMOVNS: conditional(move: 9)
-        case ZYDIS_MNEMONIC_CMOVP: conditional(move: 10)
-        case ZYDIS_MNEMONIC_CMOVNP: conditional(move: 11)
-        case ZYDIS_MNEMONIC_CMOVL: conditional(move: 12)
-        case ZYDIS_MNEMONIC_CMOVNL: conditional(move: 13)
-        case ZYDIS_MNEMONIC_CMOVLE: conditional(move: 14)
-        case ZYDIS_MNEMONIC_CMOVNLE: conditional(move: 15)
-        case ZYDIS_MNEMONIC_SETO: set(0)
-        case ZYDIS_MNEMONIC_SETNO: set(1)
-        case ZYDIS_MNEMONIC_SETB: set(2)
-        case ZYDIS_MNEMONIC_SETNB: set(3)
-        case ZYDIS_MNEMONIC_SETZ: set(4)
-        case ZYDIS_MNEMONIC_SETNZ: set(5)
-        case ZYDIS_MNEMONIC_SETBE: set(6)
-        case ZYDIS_MNEMONIC_SETNBE: set(7)
-        case ZYDIS_MNEMONIC_SETS: set(8)
-        case ZYDIS_MNEMONIC_SETNS: set(9)
-        case ZYDIS_MNEMONIC_SETP: set(10)
-        case ZYDIS_MNEMONIC_SETNP: set(11)
-        case ZYDIS_MNEMONIC_SETL: set(12)
-        case ZYDIS_MNEMONIC_SETNL: set(13)
-        case ZYDIS_MNEMONIC_SETLE: set(14)
-        case ZYDIS_MNEMONIC_SETNLE: set(15)
-        case ZYDIS_MNEMONIC_ROL: shift(0)
-        case ZYDIS_MNEMONIC_ROR: shift(1)
-        case ZYDIS_MNEMONIC_RCL: shift(2)
-        case ZYDIS_MNEMONIC_RCR: shift(3)
-        case ZYDIS_MNEMONIC_SHL: shift(4)
-        case ZYDIS_MNEMONIC_SHR: shift(5)
-        case ZYDIS_MNEMONIC_SAR: shift(7)
-        case ZYDIS_MNEMONIC_IMUL: multiply()
-        default: translateRest()
-        }
-    }
-
-    private mutating func ret() {
-        if instruction.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR { return cold(.retFar, ends: true) }
-        guard is64, size == 3 else { return cold(.retNear, ends: true) }
-        emit(.ret64, imm: visible > 0 && isImmediate(0) ? imm(0) & 0xFFFF : 0)
-    }
-
-    private mutating func translateRest() {
-        switch instruction.mnemonic {
-        case ZYDIS_MNEMONIC_NOP, ZYDIS_MNEMONIC_PAUSE, ZYDIS_MNEMONIC_ENDBR64, ZYDIS_MNEMONIC_ENDBR32,
-            ZYDIS_MNEMONIC_PREFETCH, ZYDIS_MNEMONIC_PREFETCHNTA, ZYDIS_MNEMONIC_PREFETCHT0, ZYDIS_MNEMONIC_PREFETCHT1,
-            ZYDIS_MNEMONIC_PREFETCHT2, ZYDIS_MNEMONIC_PREFETCHW, ZYDIS_MNEMONIC_LFENCE, ZYDIS_MNEMONIC_MFENCE,
-            ZYDIS_MNEMONIC_SFENCE, ZYDIS_MNEMONIC_CLFLUSH, ZYDIS_MNEMONIC_CLFLUSHOPT:
-            emit(.nop)
-        case ZYDIS_MNEMONIC_MOVSB, ZYDIS_MNEMONIC_MOVSW, ZYDIS_MNEMONIC_MOVSD,
-            ZYDIS_MNEMONIC_MOVSQ:
-            if instruction.opcode & 0xFE == 0xA4, instruction.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT { string(.movs) } else { cold(.unsupported, ends: true) }
-        case ZYDIS_MNEMONIC_CMPSB, ZYDIS_MNEMONIC_CMPSW, ZYDIS_MNEMONIC_CMPSD, ZYDIS_MNEMONIC_CMPSQ:
-            if instruction.opcode & 0xFE == 0xA6, instruction.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT { string(.cmps) } else { cold(.unsupported, ends: true) }
-        case ZYDIS_MNEMONIC_SCASB, ZYDIS_MNEMONIC_SCASW, ZYDIS_MNEMONIC_SCASD, ZYDIS_MNEMONIC_SCASQ: string(.scas)
-        case ZYDIS_MNEMONIC_LODSB, ZYDIS_MNEMONIC_LODSW, ZYDIS_MNEMONIC_LODSD, ZYDIS_MNEMONIC_LODSQ: string(.lods)
-        case ZYDIS_MNEMONIC_STOSB, ZYDIS_MNEMONIC_STOSW, ZYDIS_MNEMONIC_STOSD, ZYDIS_MNEMONIC_STOSQ: string(.stos)
-        case ZYDIS_MNEMONIC_INSB, ZYDIS_MNEMONIC_INSW, ZYDIS_MNEMONIC_INSD: string(.ins)
-        case ZYDIS_MNEMONIC_OUTSB, ZYDIS_MNEMONIC_OUTSW, ZYDIS_MNEMONIC_OUTSD: string(.outs)
-        case ZYDIS_MNEMONIC_IN: port(.in)
-        case ZYDIS_MNEMONIC_OUT: port(.out)
-        case ZYDIS_MNEMONIC_LOOP: branch(loop: .loop)
-        case ZYDIS_MNEMONIC_LOOPE: branch(loop: .loope)
-        case ZYDIS_MNEMONIC_LOOPNE: branch(loop: .loopne)
-        case ZYDIS_MNEMONIC_JCXZ, ZYDIS_MNEMONIC_JECXZ, ZYDIS_MNEMONIC_JRCXZ: branch(loop: .jcxz)
-        case ZYDIS_MNEMONIC_LES: cold(.loadFar, ends: true, extra: SegmentIndex.es)
-        case ZYDIS_MNEMONIC_LDS: cold(.loadFar, ends: true, extra: SegmentIndex.ds)
-        case ZYDIS_MNEMONIC_LSS: cold(.loadFar, ends: true, extra: SegmentIndex.ss)
-        case ZYDIS_MNEMONIC_LFS: cold(.loadFar, ends: true, extra: SegmentIndex.fs)
-        case ZYDIS_MNEMONIC_LGS: cold(.loadFar, ends: true, extra: SegmentIndex.gs)
-        case ZYDIS_MNEMONIC_SMSW: cold(.smsw)
-        case ZYDIS_MNEMONIC_CRC32: cold(.crc32, extra: sizeLog(operands[1]))
-        case ZYDIS_MNEMONIC_ENTER:
-            var op = make(.cold, imm: (imm(0) & 0xFFFF) << 32 | imm(1) & 31)
-            op.cold = .enter
-            emit(op)
-        case ZYDIS_MNEMONIC_INT: cold(.int, ends: true)
-        default:
-            if let (code, ends) = Self.generic[instruction.mnemonic.rawValue] {
-                cold(code, ends: ends)
-            } else {
-                cold(.unsupported, ends: true)
-            }
-        }
-    }
-
-    private mutating func port(_ code: ColdCode) {
-        var op = make(.coldEnd)
-        op.cold = code
-        // The size is that of AL, AX or EAX.
-        let accumulator = code == .in ? 0 : 1
-        op.form.bits = op.form.bits & ~3 | sizeLog(operands[accumulator])
-        if isImmediate(1 - accumulator) {
-            op.imm = imm(1 - accumulator) & 0xFF
-            op.form.bits |= MicroOp.Form.immediate
-        }
-        emit(op)
-    }
-
-    /// The instructions whose handlers need nothing but the usual operands, and whether they end a block.
-    private static let generic: [UInt32: (ColdCode, Bool)] = {
-        let rows: [(ZydisMnemonic, ColdCode, Bool)] = [
-            (ZYDIS_MNEMONIC_XCHG, .xchg, false), (ZYDIS_MNEMONIC_XADD, .xadd, false),
-            (ZYDIS_MNEMONIC_CMPXCHG, .cmpxchg, false), (ZYDIS_MNEMONIC_CMPXCHG8B, .cmpxchg8b, false),
-            (ZYDIS_MNEMONIC_CMPXCHG16B, .cmpxchg16b, false), (ZYDIS_MNEMONIC_BSWAP, .bswap, false),
-            (ZYDIS_MNEMONIC_MOVBE, .movbe, false),
-            (ZYDIS_MNEMONIC_PUSHA, .pusha, false), (ZYDIS_MNEMONIC_PUSHAD, .pusha, false),
-            (ZYDIS_MNEMONIC_POPA, .popa, false), (ZYDIS_MNEMONIC_POPAD, .popa, false),
-            (ZYDIS_MNEMONIC_PUSHF, .pushf, false), (ZYDIS_MNEMONIC_PUSHFD, .pushf, false),
-            (ZYDIS_MNEMONIC_PUSHFQ, .pushf, false), (ZYDIS_MNEMONIC_POPF, .popf, true),
-            (ZYDIS_MNEMONIC_POPFD, .popf, true), (ZYDIS_MNEMONIC_POPFQ, .popf, true),
-            (ZYDIS_MNEMONIC_LEAVE, .leave, false),
-            (ZYDIS_MNEMONIC_XLAT, .xlat, false),
-            (ZYDIS_MNEMONIC_MUL, .mul, false), (ZYDIS_MNEMONIC_DIV, .div, false), (ZYDIS_MNEMONIC_IDIV, .idiv, false),
-            (ZYDIS_MNEMONIC_SHLD, .shld, false), (ZYDIS_MNEMONIC_SHRD, .shrd, false),
-            (ZYDIS_MNEMONIC_CBW, .cbw, false), (ZYDIS_MNEMONIC_CWDE, .cbw, false), (ZYDIS_MNEMONIC_CDQE, .cbw, false),
-            (ZYDIS_MNEMONIC_CWD, .cwd, false), (ZYDIS_MNEMONIC_CDQ, .cwd, false), (ZYDIS_MNEMONIC_CQO, .cwd, false),
-            (ZYDIS_MNEMONIC_LAHF, .lahf, false), (ZYDIS_MNEMONIC_SAHF, .sahf, false), (ZYDIS_MNEMONIC_CLC, .clc, false),
-            (ZYDIS_MNEMONIC_STC, .stc, false), (ZYDIS_MNEMONIC_CMC, .cmc, false), (ZYDIS_MNEMONIC_CLD, .cld, false),
-            (ZYDIS_MNEMONIC_STD, .std, false), (ZYDIS_MNEMONIC_SALC, .salc, false),
-            (ZYDIS_MNEMONIC_BT, .bt, false), (ZYDIS_MNEMONIC_BTS, .bts, false), (ZYDIS_MNEMONIC_BTR, .btr, false),
-            (ZYDIS_MNEMONIC_BTC, .btc, false), (ZYDIS_MNEMONIC_BSF, .bsf, false), (ZYDIS_MNEMONIC_BSR, .bsr, false),
-            (ZYDIS_MNEMONIC_TZCNT, .tzcnt, false), (ZYDIS_MNEMONIC_LZCNT, .lzcnt, false),
-            (ZYDIS_MNEMONIC_POPCNT, .popcnt, false),
-            (ZYDIS_MNEMONIC_ADCX, .adcx, false), (ZYDIS_MNEMONIC_ADOX, .adox, false),
-            (ZYDIS_MNEMONIC_DAA, .daa, false), (ZYDIS_MNEMONIC_DAS, .das, false), (ZYDIS_MNEMONIC_AAA, .aaa, false),
-            (ZYDIS_MNEMONIC_AAS, .aas, false), (ZYDIS_MNEMONIC_AAM, .aam, false), (ZYDIS_MNEMONIC_AAD, .aad, false),
-            (ZYDIS_MNEMONIC_BOUND, .bound, false), (ZYDIS_MNEMONIC_ARPL, .arpl, false),
-            (ZYDIS_MNEMONIC_IRET, .iret, true), (ZYDIS_MNEMONIC_IRETD, .iret, true), (ZYDIS_MNEMONIC_IRETQ, .iret, true),
-            (ZYDIS_MNEMONIC_INT3, .int3, true), (ZYDIS_MNEMONIC_INTO, .into, true), (ZYDIS_MNEMONIC_INT1, .int1, true),
-            (ZYDIS_MNEMONIC_SYSCALL, .syscall, true), (ZYDIS_MNEMONIC_SYSRET, .sysret, true),
-            (ZYDIS_MNEMONIC_SYSENTER, .sysenter, true), (ZYDIS_MNEMONIC_SYSEXIT, .sysexit, true),
-            (ZYDIS_MNEMONIC_CLI, .cli, true), (ZYDIS_MNEMONIC_STI, .sti, true), (ZYDIS_MNEMONIC_HLT, .hlt, true),
-            (ZYDIS_MNEMONIC_CPUID, .cpuid, false), (ZYDIS_MNEMONIC_RDTSC, .rdtsc, true),
-            (ZYDIS_MNEMONIC_RDTSCP, .rdtscp, true), (ZYDIS_MNEMONIC_RDMSR, .rdmsr, true),
-            (ZYDIS_MNEMONIC_WRMSR, .wrmsr, true), (ZYDIS_MNEMONIC_RDPMC, .rdpmc, true),
-            (ZYDIS_MNEMONIC_RDRAND, .rdrand, true), (ZYDIS_MNEMONIC_RDSEED, .rdseed, true),
-            (ZYDIS_MNEMONIC_CLTS, .clts, true), (ZYDIS_MNEMONIC_LMSW, .lmsw, true),
-            (ZYDIS_MNEMONIC_LGDT, .lgdt, false), (ZYDIS_MNEMONIC_LIDT, .lidt, false),
-            (ZYDIS_MNEMONIC_SGDT, .sgdt, false), (ZYDIS_MNEMONIC_SIDT, .sidt, false),
-            (ZYDIS_MNEMONIC_LLDT, .lldt, true), (ZYDIS_MNEMONIC_SLDT, .sldt, false), (ZYDIS_MNEMONIC_LTR, .ltr, true),
-            (ZYDIS_MNEMONIC_STR, .str, false), (ZYDIS_MNEMONIC_LAR, .lar, false), (ZYDIS_MNEMONIC_LSL, .lsl, false),
-            (ZYDIS_MNEMONIC_VERR, .verr, false), (ZYDIS_MNEMONIC_VERW, .verw, false),
-            (ZYDIS_MNEMONIC_INVLPG, .invlpg, true), (ZYDIS_MNEMONIC_INVD, .invd, true),
-            (ZYDIS_MNEMONIC_WBINVD, .invd, true), (ZYDIS_MNEMONIC_SWAPGS, .swapgs, true),
-            (ZYDIS_MNEMONIC_RDFSBASE, .rdfsbase, false), (ZYDIS_MNEMONIC_RDGSBASE, .rdgsbase, false),
-            (ZYDIS_MNEMONIC_WRFSBASE, .wrfsbase, false), (ZYDIS_MNEMONIC_WRGSBASE, .wrgsbase, false),
-            (ZYDIS_MNEMONIC_CLAC, .clac, true), (ZYDIS_MNEMONIC_STAC, .stac, true),
-            (ZYDIS_MNEMONIC_XGETBV, .xgetbv, true), (ZYDIS_MNEMONIC_XSETBV, .xsetbv, true),
-            (ZYDIS_MNEMONIC_VMCALL, .vmcall, true), (ZYDIS_MNEMONIC_VMMCALL, .vmcall, true),
-            (ZYDIS_MNEMONIC_UD0, .undefined, true), (ZYDIS_MNEMONIC_UD1, .undefined, true),
-            (ZYDIS_MNEMONIC_UD2, .undefined, true),
-            (ZYDIS_MNEMONIC_ANDN, .andn, false), (ZYDIS_MNEMONIC_BEXTR, .bextr, false),
-            (ZYDIS_MNEMONIC_BLSI, .blsi, false), (ZYDIS_MNEMONIC_BLSMSK, .blsmsk, false),
-            (ZYDIS_MNEMONIC_BLSR, .blsr, false), (ZYDIS_MNEMONIC_BZHI, .bzhi, false), (ZYDIS_MNEMONIC_PDEP, .pdep, false),
-            (ZYDIS_MNEMONIC_PEXT, .pext, false), (ZYDIS_MNEMONIC_MULX, .mulx, false), (ZYDIS_MNEMONIC_RORX, .rorx, false),
-            (ZYDIS_MNEMONIC_SARX, .sarx, false), (ZYDIS_MNEMONIC_SHLX, .shlx, false), (ZYDIS_MNEMONIC_SHRX, .shrx, false),
-        ]
-        return Dictionary(rows.map { ($0.0.rawValue, ($0.1, $0.2)) }, uniquingKeysWith: { first, _ in first })
-    }()
 }

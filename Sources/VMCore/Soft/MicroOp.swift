@@ -90,6 +90,7 @@ enum OpCode: UInt8 {
     case imul32, imul64, imulImm32, imulImm64
     case push64, pushImm64, pop64
     case nop
+    case vector
     case cold
     // What ends a block.
     case coldEnd

@@ -86,6 +86,8 @@ struct RegisterFile {
     // Events between instructions.
     /// Bit 0: MOV SS, bit 1: STI.
     var shadow: UInt8 = 0
+    /// Breakpoints that the instruction under way has met, as in DR6.
+    var pendingBreakpoints: UInt64 = 0
     var nmiPending: UInt8 = 0
     var nmiMasked = false
     var halted = false
@@ -122,6 +124,7 @@ struct RegisterFile {
     var tables: UnsafeMutablePointer<TLBEntry>
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
     var trapsTimestamps = false
+    let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)
     var unsupportedCount = 0

@@ -265,6 +265,9 @@ extension Core {
                     setGPR(GPR.rsp, gpr(GPR.rsp) &+ 8)
                     setReg(op.pointee.a, value)
                 case .nop: break
+                case .vector:
+                    s.op = op
+                    try executeVector(op)
                 case .cold:
                     s.op = op
                     try executeCold(op)

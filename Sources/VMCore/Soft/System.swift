@@ -7,6 +7,7 @@ struct CPUIDTable {
     let reservedCR4: UInt64
     let allowedEFER: UInt64
     let hasTSCAux: Bool
+    let allowedXCR0: UInt64
 
     init(_ model: CPUModel) {
         entries = model.entries
@@ -29,6 +30,8 @@ struct CPUIDTable {
         if has(0x8000_0001, \.edx, 20) { efer |= 0x800 }
         if has(0x8000_0001, \.edx, 25) { efer |= 0x4000 }
         allowedEFER = efer
+        let components = model.entries.first { $0.leaf == 0xD && ($0.subleaf ?? 0) == 0 }
+        allowedXCR0 = components.map { UInt64($0.eax) & 7 } ?? 1
         hasTSCAux = has(0x8000_0001, \.edx, 27) || has(7, \.ecx, 22)
     }
 
@@ -405,8 +408,8 @@ extension Core {
         default:
             guard value >> 32 == 0 else { throw .protection }
             s.dr7 = value & 0xFFFF_2BFF | 0x400
-            // Breakpoints of the guest's own aren't executed yet: better said than passed over.
-            if s.dr7 & 0xFF != 0 { throw .unsupported }
+            // Accesses that may meet a breakpoint must not go the fast way.
+            if hasBreakpoints { flushTLB() }
         }
         s.sliceEnd = 0
     }
