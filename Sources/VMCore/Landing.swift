@@ -79,7 +79,8 @@ struct Landing {
             return try count(distance, with: engine)
         }
         if try machine.isAt(anchor) { return .landed }
-        if statistics.triesAssistant(), let assistant = try machine.assistant.get() {
+        // Where KVM can't stop at a breakpoint there is no other way but single steps.
+        if !engine.capabilities.breakpointKernel || statistics.triesAssistant(), let assistant = try machine.assistant.get() {
             let outcome = try runAssisted(assistant, &statistics)
             statistics.assistantEnded(landed: outcome == .landed)
             if let outcome { return outcome }
