@@ -377,17 +377,16 @@ public final class LiveEnvironment: Environment {
     }
 
     private func enter(at point: EntryPoint, since: Nanoseconds, now: Nanoseconds) -> Entry {
-        latency.add(now - since, at: point)
         waitingSince = nil
         graceEnds = nil
         windowRequestedAt = nil
         waitsForExit = false
         defer { reschedule(at: now) }
-        if platform.acknowledgeNMI() { return .nmi }
-        guard let vector = platform.acknowledgeInterrupt(taskPriority: engine.taskPriority) else {
-            return .proceed
-        }
-        return .interrupt(vector)
+        let isNMI = platform.acknowledgeNMI()
+        let vector = isNMI ? nil : platform.acknowledgeInterrupt(taskPriority: engine.taskPriority)
+        guard isNMI || vector != nil else { return .proceed }
+        latency.add(now - since, at: point)
+        return vector.map { .interrupt($0) } ?? .nmi
     }
 
     public func missed(_ anchor: Anchor, machine: Machine, next: EventIdentity?) throws {
