@@ -457,6 +457,12 @@ enum UndefinedFlags {
     /// AF after a shift by other than 0.
     static let shiftedAF = true
 
+    static func afterBitManipulation(_ core: Core, result: UInt64, carry: Bool) {
+        core.setArithmetic((carry ? Flag.cf : 0) | (result == 0 ? Flag.zf : 0) | (result >> 63 != 0 ? Flag.sf : 0))
+    }
+
+    static func afterBitField(_ core: Core, isZero: Bool) { core.setArithmetic(isZero ? Flag.zf : 0) }
+
     static func afterScan(_ core: Core, isZero: Bool) {
         // The others stay as they were.
         core.setArithmetic(core.rflags & Flag.arithmetic & ~Flag.zf | (isZero ? Flag.zf : 0))
