@@ -24,12 +24,13 @@ installed = $(bindir)/vmrr $(datadir)/man/man1/vmrr.1 $(datadir)/bash-completion
 	$(datadir)/zsh/site-functions/_vmrr $(datadir)/fish/vendor_completions.d/vmrr.fish
 
 .NOTPARALLEL:
-.PHONY: help setup build test-build demo test differential fuzz soak bench install uninstall clean
+.PHONY: help setup build test-build demo test lab differential fuzz soak bench install uninstall clean
 
 help:
 	@echo 'make demo       records a guest until it fails, replays the failure, shows it'
 	@echo 'make test       runs every test'
 	@echo 'make build      builds $(BUILT)'
+	@echo 'make lab        a shell on a machine with a stock /dev/kvm, which QEMU emulates: scripts/lab help'
 	@echo 'make install    installs what make build left: PREFIX=$(PREFIX), DESTDIR is honoured'
 	@echo 'make uninstall  takes it away again'
 	@echo 'make fuzz       $(FUZZ) mutated traces (FUZZ=N), and a hundred times as many predicates'
@@ -58,6 +59,9 @@ test: test-build
 
 differential: test-build
 	VMRR_DIFFERENTIAL=$(DIFFERENTIAL) $(SWIFT) test -c release --skip-build --disable-xctest --filter DifferentialTests $(TESTFLAGS)
+
+lab: build
+	@scripts/lab shell
 
 fuzz: test-build
 	VMRR_FUZZ_SOFT=$(FUZZ_SOFT) $(SWIFT) test -c release --skip-build --disable-xctest --filter RandomCodeTests $(TESTFLAGS)
@@ -88,4 +92,4 @@ uninstall:
 
 clean:
 	$(SWIFT) package clean
-	rm -rf demo Benchmarks/out
+	rm -rf demo Benchmarks/out .build-lab

@@ -11,9 +11,7 @@ import VMCore
 //     "COLD_P50 COLD_P95 P50 P95" in milliseconds
 
 func timeline(_ path: String) throws -> Timeline {
-    let system = try KVMSystem()
-    return try Timeline(reader: TraceReader(path: path), system: system,
-                        capabilities: SelfTests(system: system).capabilities())
+    try Timeline(reader: TraceReader(path: path), host: .openKVM())
 }
 
 func restore(_ path: String, pages: Int, seconds: Double) throws {

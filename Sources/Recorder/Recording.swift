@@ -36,9 +36,8 @@ public struct RunOptions: Sendable {
 }
 
 /// Runs a machine without recording it.
-public func run(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
-                options: RunOptions) throws -> RunResult {
-    try run(configuration.build(system: system, capabilities: capabilities), options: options)
+public func run(_ configuration: MachineConfiguration, on host: EngineHost, options: RunOptions) throws -> RunResult {
+    try run(configuration.build(on: host), options: options)
 }
 
 /// Runs a machine from where it stands, without recording it.
@@ -89,9 +88,9 @@ public struct Recording {
         self.version = version
     }
 
-    public func record(_ configuration: MachineConfiguration, system: KVMSystem, capabilities: EngineCapabilities,
-                       options: RunOptions) throws -> RunResult {
-        try record(configuration.build(system: system, capabilities: capabilities), options: options)
+    public func record(_ configuration: MachineConfiguration, on host: EngineHost, options: RunOptions) throws
+        -> RunResult {
+        try record(configuration.build(on: host), options: options)
     }
 
     /// Records a machine from where it stands.
@@ -188,7 +187,8 @@ public struct Recording {
         let end = TraceEnding(
             ended: ending.name, guestStatus: ending.guestStatus, failed: ending.isFailure, detail: detail,
             exits: writer.exits.rawValue, digests: digests, interrupts: environment.interrupts,
-            latency: .init(world.latency), wall: wall)
+            latency: .init(world.latency), wall: wall,
+            assistedInstructions: machine.engine.assistedInstructions, marks: environment.marks)
         var result = ending
         do {
             try writer.finish(meta: [TraceEnding.key: end, CheckpointSpacing.key: spacing])

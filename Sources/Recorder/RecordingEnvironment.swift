@@ -10,6 +10,8 @@ public final class RecordingEnvironment: Environment {
     public private(set) var endIsExact = true
 
     private var checkIsDue = false
+    /// Whether it was asked what enters after the last exit.
+    private var hasEntered = false
     /// When checkpoints are due, and who takes them. None are taken until `takeCheckpoints` is called.
     private var policy = CheckpointPolicy(.never)
     private var checkpointer: Checkpointer?
@@ -18,6 +20,8 @@ public final class RecordingEnvironment: Environment {
     private var lastTime = Nanoseconds(0)
     private var lastAnchor = Nanoseconds(0)
     private var lastAnchorThreadTime = Nanoseconds(0)
+    /// The user's marks so far.
+    private(set) var marks = 0
     /// An ending that waits for a point that replay can find.
     private var endRequestedAt: Nanoseconds?
 
@@ -35,9 +39,11 @@ public final class RecordingEnvironment: Environment {
         self.live = live
         self.writer = writer
         live.logsDeviceInput = true
+        live.perform = { [unowned self] in try perform($0) }
     }
 
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
+        hasEntered = false
         try live.handle(&exit, number: number)
         try recordDeviceInputs()
         if let data = exit.data {
@@ -46,7 +52,7 @@ public final class RecordingEnvironment: Environment {
             try writer.append(exit.identity, value: exit.value)
         }
         if number.rawValue & (Self.checkInterval - 1) == 0 { checkIsDue = true }
-        if policy.isDue(at: number, now: live.lastExit) { checkpointIsDue = true }
+        if policy.isDue(at: number, now: live.hostPace) { checkpointIsDue = true }
         if live.lastExit - lastTime >= Self.timeInterval {
             lastTime = live.lastExit
             try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
@@ -66,8 +72,11 @@ public final class RecordingEnvironment: Environment {
             checkIsDue = false
             try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
         }
+        let events = writer.events
         let entry = try live.entry(at: point, of: machine)
         try recordDeviceInputs()
+        if case .stop = entry, point == .exit, !hasEntered, writer.events == events { try takeLastCheckpoint(of: machine) }
+        hasEntered = true
         switch entry {
         case .interrupt(let vector):
             try record(vector: vector, isNMI: false, at: point, of: machine)
@@ -82,7 +91,7 @@ public final class RecordingEnvironment: Environment {
             }
         case .stop(let ending):
             return try stop(ending, at: point, of: machine)
-        case .proceed, .proceedToWindow, .proceedTo, .step, .stepTo, .land:
+        case .proceed, .proceedToWindow, .proceedToBoundary, .proceedTo, .step, .stepTo, .land:
             break
         }
         return entry
@@ -103,24 +112,62 @@ public final class RecordingEnvironment: Environment {
         }
     }
 
+    // MARK: The user
+
+    /// Does what the user asks of the monitor; returns what came of it.
+    private func perform(_ command: MonitorCommand) throws -> String {
+        switch command {
+        case .mark(let name): return try mark(name)
+        case .checkpoint:
+            guard checkpointer != nil else { return "this recording takes no checkpoints: --checkpoint-every none" }
+            checkpointIsDue = true
+            return "taken at the guest's next exit"
+        case .info:
+            return "exit \(writer.exits.rawValue) after \(live.elapsed.seconds) s: \(writer.events) events, "
+                + "\(interrupts.total) interrupts (\(interrupts.atAnchor) between exits), \(marks) marks, "
+                + "\(writer.fileBytes >> 10) KiB"
+        case .help, .resize, .resume, .quit: return ""
+        }
+    }
+
+    private func mark(_ name: String?) throws -> String {
+        marks += 1
+        var bytes = Array((name.flatMap { $0.isEmpty ? nil : $0 } ?? "\(marks)").utf8)
+        // Not within a character.
+        while bytes.count > TraceMark.longestName || String(validating: bytes, as: UTF8.self) == nil { bytes.removeLast() }
+        lastTime = max(lastTime, live.now)
+        try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
+        try bytes.withUnsafeBytes {
+            try writer.append(EventIdentity(kind: .mark, size: 1, count: UInt32($0.count)), bytes: $0)
+        }
+        return "marked after exit \(writer.exits.rawValue): \(String(decoding: bytes, as: UTF8.self))"
+    }
+
     // MARK: Checkpoints
 
     /// Has `checkpointer` take checkpoints after `exit`, when `policy` wants them.
     func takeCheckpoints(_ checkpointer: Checkpointer, when policy: CheckpointPolicy, after exit: ExitNumber) {
         self.checkpointer = checkpointer
         self.policy = policy
-        self.policy.begin(at: exit, now: live.now)
+        self.policy.begin(at: exit, now: live.hostPace)
     }
 
     private func takeCheckpoint(of machine: Machine) throws {
         guard let checkpointer else { return }
         let pause = try checkpointer.take(of: machine, devices: live.platform, event: writer.events, guest: live.lastExit)
-        policy.took(pause, at: machine.exit, now: live.now)
+        policy.took(pause, at: machine.exit, now: live.hostPace)
         // For a recording that is killed; the end writes it again.
         if !saidSpread, policy.spreadTo != nil {
             saidSpread = true
             try writer.setMeta(CheckpointSpacing.key, policy.description)
         }
+    }
+
+    /// The end is where a search begins and what a comparison is about, so it is stored, where it is an exit after which
+    /// nothing has entered.
+    private func takeLastCheckpoint(of machine: Machine) throws {
+        guard policy.isWanted(at: machine.exit) else { return }
+        try takeCheckpoint(of: machine)
     }
 
     /// Waits until all checkpoints are with the writer, and says how far apart they were.
@@ -147,6 +194,8 @@ public final class RecordingEnvironment: Environment {
     }
 
     private func anchor(of machine: Machine) throws -> Anchor {
+        // The same in each run: no host's time.
+        if let count = machine.engine.retiredSinceExit { return try machine.anchor(elapsed: Nanoseconds(count.rawValue)) }
         let wall = live.now - max(live.lastExit, lastAnchor)
         // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
         let elapsed = min(wall, threadTime() - lastAnchorThreadTime)
@@ -163,10 +212,13 @@ public final class RecordingEnvironment: Environment {
         let since = endRequestedAt ?? now
         endRequestedAt = since
         let registers = try machine.engine.registers()
+        if live.isExact, PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() != nil {
+            return .step
+        }
         let canAnchor = try machine.engine.capabilities.canAnchor(cpl: registers.cpl)
             && !machine.engine.debugRegistersActive()
             && PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() == nil
-        let grace = canAnchor ? Self.endGrace : Self.longEndGrace
+        let grace = live.isExact ? Nanoseconds(0) : canAnchor ? Self.endGrace : Self.longEndGrace
         if now - since < grace {
             live.attend(at: since + grace)
             return .proceed

@@ -26,6 +26,8 @@ public final class ReplayEnvironment: Environment {
     /// Called with each exit after it was answered.
     public var observe: ((Exit) -> Void)?
     private let stopFlag: SharedFlag
+    /// Whether the engine makes exits of RDTSC, RDTSCP, RDRAND and RDSEED where the recording did.
+    var canReadTimestamps = true
     /// The devices, run again beside the replay; nil where nobody wants to know their state.
     var devices: DeviceReplay?
 
@@ -35,6 +37,10 @@ public final class ReplayEnvironment: Environment {
     var isNextAnchored: Bool { !isPlain && complex?.identity.kind.isAnchored == true }
     /// How far the step of an instruction is; nil where the guest runs freely.
     var stepping: Stepping?
+    /// A point after the last exit at which to stop, for engines that count; nil for none.
+    var countGoal: Position?
+    /// Whether the next event enters at a point whose instructions weren't counted, so that it has to be searched.
+    var isNextUncounted: Bool { isNextAnchored && complex?.anchor?.instructions == 0 }
 
     /// An environment that stands nowhere: it must be moved to a place before it is used.
     public init(cursor: EventCursor, stopFlag: SharedFlag) {
@@ -94,7 +100,7 @@ public final class ReplayEnvironment: Environment {
     private func isForDevices(_ event: TraceEvent?) throws -> Bool {
         guard let event else { return false }
         switch event.identity.kind {
-        case .time: return true
+        case .time, .mark: return true
         case .deviceTime, .serialInput:
             devices?.queue(event)
             return true
@@ -125,6 +131,10 @@ public final class ReplayEnvironment: Environment {
         // Whether the access faults is part of the answer, not of the question.
         identity.flags = 0
         guard identity == exit.identity else {
+            let isCounter = identity.kind == .timestamp && identity.address < 2
+            if !canReadTimestamps, isCounter || identity.kind == .random {
+                throw HostError.needsSoftEngine("\(identity.text) at exit \(number.rawValue)")
+            }
             throw Divergence(exit: number, expected: Self.text(event), actual: Self.text(exit))
         }
         switch identity.kind {
@@ -164,7 +174,7 @@ public final class ReplayEnvironment: Environment {
     // MARK: Entries
 
     public var wantsEntry: Bool {
-        stepping != nil || breakAddress != nil || !isPlain && complex?.identity.kind.isExit != true || last == target || lastSeen.rawValue == .max
+        stepping != nil || countGoal != nil || breakAddress != nil || !isPlain && complex?.identity.kind.isExit != true || last == target || lastSeen.rawValue == .max
     }
 
     public var wantsStop: Bool { stopFlag.isSet }
@@ -194,6 +204,17 @@ public final class ReplayEnvironment: Environment {
         if last == target { return .stop(.endOfTrace) }
         guard let event = next else { return .stop(.endOfTrace) }
         let kind = event.identity.kind
+        if let countGoal, point != .midInstruction {
+            guard last == countGoal.exit, let here = machine.engine.retiredSinceExit, here.rawValue < countGoal.instructions
+            else { return .stop(.endOfTrace) }
+            let left = InstructionCount(countGoal.instructions) - here
+            // What enters beyond the goal isn't reached, and what enters at the goal comes after it.
+            if let anchor = event.anchor, anchor.instructions >= countGoal.instructions || anchor.instructions == 0 {
+                machine.engine.armKick(atInstruction: (machine.engine.retired ?? InstructionCount(0)) + left)
+                return .proceed
+            }
+            machine.engine.armKick(atInstruction: (machine.engine.retired ?? InstructionCount(0)) + left)
+        }
         if kind.isExit {
             if stepping != nil { return try step(machine, at: point) }
             if point == .between || lastSeen.rawValue == .max { try checkPatience(machine) }
@@ -239,7 +260,7 @@ public final class ReplayEnvironment: Environment {
             guard let anchor = event.anchor else {
                 throw TraceError.corrupt(what: "an anchor is missing", place: "exit \(last.rawValue)")
             }
-            guard anchor.elapsed <= longestElapsed else {
+            guard anchor.elapsed <= longestElapsed, anchor.instructions / 4 <= longestElapsed.rawValue else {
                 throw TraceError.corrupt(what: "an anchor lies \(anchor.elapsed.seconds) s after the exit before it, longer "
                     + "than the recording took", place: "exit \(last.rawValue)")
             }
@@ -281,6 +302,12 @@ public final class ReplayEnvironment: Environment {
 
     public func missed(_ anchor: Anchor, machine: Machine, next: EventIdentity?) throws {
         let expected = self.next.map(Self.text) ?? "an anchor"
+        if let count = machine.engine.retiredSinceExit, count.rawValue == anchor.instructions {
+            let registers = try machine.engine.registers()
+            throw Divergence(exit: last, expected: "\(expected) at RIP \(hex(anchor.rip)), \(count.rawValue) instructions "
+                + "after the exit", actual: registers.linearRIP == anchor.rip
+                    ? "other registers there" : "RIP \(hex(registers.linearRIP))")
+        }
         throw Divergence(exit: last, expected: "\(expected) at RIP \(hex(anchor.rip))",
                          actual: next.map { "\($0.text) before it" } ?? "no such point in a time far longer than recorded")
     }

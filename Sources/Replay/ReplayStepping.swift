@@ -84,6 +84,34 @@ extension Timeline {
         statistics.instructions += 1
     }
 
+    /// Executes one instruction, or where the engine counts them as many as lead to the next position at a distance of a
+    /// power of two from the target.
+    func goOn(towards target: Position) throws {
+        guard engine.retired != nil, !environment.isNextUncounted, isSound || position.instructions == 0, !isAtEnd else {
+            return try stepInstruction()
+        }
+        if !isSound { try seek(to: position) }
+        let left = target.instructions - position.instructions
+        let distance = left > 1 ? UInt64(1) << (UInt64.bitWidth - 1 - (left - 1).leadingZeroBitCount) : 0
+        let start = position
+        environment.target = nil
+        environment.countGoal = Position(exit: start.exit, instructions: target.instructions - distance)
+        defer {
+            environment.countGoal = nil
+            engine.armKick(atInstruction: nil)
+        }
+        try runMachine()
+        isSound = true
+        guard position.exit == start.exit else { return }
+        let here = engine.retiredSinceExit?.rawValue ?? 0
+        statistics.instructions += here - min(here, start.instructions)
+        position.instructions = here
+        guard here > start.instructions else {
+            isAtEnd = true
+            throw ReplayError.noSuchInstruction(target)
+        }
+    }
+
     /// Moves to the position one instruction before this one.
     public func reverseStepInstruction() throws {
         if isAtEnd { throw HostError.cannotLand("how many instructions lie between the last exit and the end isn't known") }
@@ -93,6 +121,16 @@ extension Timeline {
         let end = position.exit
         try checkIsWithin(ExitNumber(end.rawValue &- 1))
         try seek(to: ExitNumber(end.rawValue - 1))
+        if let start = engine.retired {
+            // Where instructions are counted, the last of them but one is near the end.
+            try play(to: end)
+            let count = (engine.retired ?? start) - start
+            if count.rawValue > 1 {
+                try seek(to: Position(exit: ExitNumber(end.rawValue - 1), instructions: count.rawValue - 1))
+            } else {
+                try seek(to: ExitNumber(end.rawValue - 1))
+            }
+        }
         var before = position
         while position.exit < end {
             before = position

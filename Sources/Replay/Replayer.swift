@@ -30,10 +30,8 @@ public final class Replayer {
     public var reader: TraceReader { timeline.reader }
     public var ending: TraceEnding? { timeline.ending }
 
-    public init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
-                engine: EngineKind = .kvm, withDevices: Bool = false) throws {
-        timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, engine: engine,
-                                withDevices: withDevices)
+    public init(reader: TraceReader, host: EngineHost, withDevices: Bool = false) throws {
+        timeline = try Timeline(reader: reader, host: host, withDevices: withDevices)
     }
 
     /// Where a replay begins.

@@ -78,6 +78,11 @@ public final class Timeline {
     private var pace: UInt64 = 256
     private var lastSave = Nanoseconds(0)
 
+    /// A stretch without exits takes at most so many times as long as it took to record: in another engine than the one
+    /// that recorded it, longer. KVM on hardware is some 30 times faster than the soft engine, and that some 60 times
+    /// faster than a KVM that emulates.
+    private static let slowestReplay: UInt64 = 10
+    private static let slowestOtherEngine: UInt64 = 200
     /// Replay time between waypoints. Saving one takes 0.2 ms and the copies of what was written, so it costs 1 %, and
     /// a later seek into the stretch takes no longer than this.
     private static let waypointInterval = Nanoseconds.milliseconds(20)
@@ -87,21 +92,18 @@ public final class Timeline {
     /// Opens a timeline at the start of the trace. `withDevices` runs them beside the replay.
     ///
     /// - Throws: `TraceError` where the trace can't be replayed, `HostError` where this host can't replay it.
-    public convenience init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
-                            engine: EngineKind = .kvm, withDevices: Bool = false) throws {
-        try self.init(unopened: reader, system: system, capabilities: capabilities, engine: engine,
-                      withDevices: withDevices)
+    public convenience init(reader: TraceReader, host: EngineHost, withDevices: Bool = false) throws {
+        try self.init(unopened: reader, host: host, withDevices: withDevices)
         try seek(to: first)
     }
 
     /// A timeline that stands nowhere until it is moved: damage at the start of a trace doesn't hinder it.
-    init(unopened reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities,
-         engine kind: EngineKind = .kvm, withDevices: Bool = false) throws {
+    init(unopened reader: TraceReader, host: EngineHost, withDevices: Bool = false) throws {
         self.reader = reader
         self.withDevices = withDevices
         description = try reader.description()
         ending = try reader.meta(TraceEnding.key, as: TraceEnding.self)
-        try description.cpuModel.check(against: system.supportedFeatures(), timestamps: description.timestamps)
+        try description.cpuModel.check(against: host.supportedFeatures(), timestamps: description.timestamps)
         checkpoints = Self.restorable(reader.checkpoints)
         guard let start = checkpoints.first else {
             throw TraceError.corrupt(what: "the state at its start is missing", place: "checkpoint")
@@ -109,12 +111,14 @@ public final class Timeline {
         first = start.exit
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
-        engine = try kind.make(system: system, memory: memory, model: description.cpuModel, capabilities: capabilities,
-                               trapsTimestamps: description.timestamps == .trap)
+        engine = try host.makeEngine(memory: memory, model: description.cpuModel, timestamps: description.timestamps)
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)
-        environment.patience = .seconds(5) + Nanoseconds(min((ending?.wall ?? .seconds(1)).rawValue, 3_600_000_000_000) * 10)
+        environment.canReadTimestamps = host.kind == .soft || description.timestamps == .trap
+        let slowness = engine.name == description.engine ? Self.slowestReplay : Self.slowestOtherEngine
+        environment.patience = .seconds(5)
+            + Nanoseconds(min((ending?.wall ?? .seconds(1)).rawValue, 3_600_000_000_000) * slowness)
         environment.longestElapsed = min(ending?.wall ?? .seconds(3600), .seconds(3600))
         machine = Machine(engine: engine, environment: environment, exit: start.exit)
         writes = try machine.writes.get().follow()
@@ -274,7 +278,7 @@ public final class Timeline {
             progress?(Double(position.exit.rawValue - start) / Double(target.exit.rawValue - start))
         }
         while position < target {
-            try stepInstruction()
+            try goOn(towards: target)
             guard position.exit == target.exit else {
                 try seek(to: target.exit)
                 throw ReplayError.noSuchInstruction(target)
@@ -382,7 +386,8 @@ public final class Timeline {
         isSound = false
         try replaceMemory(with: state.memory)
         try engine.setState(state.cpu)
-        machine.move(to: state.position.exit)
+        let counts = engine.retired != nil || state.position.instructions == 0
+        machine.move(to: state.position.exit, instructions: counts ? InstructionCount(state.position.instructions) : nil)
         environment.move(to: state.mark)
         environment.devices = state.devices.map { DeviceReplay($0, engine: engine) }
         arrive(at: state.position)
@@ -424,11 +429,13 @@ public final class Timeline {
     private func replaceMemory(with target: MemoryImage) throws {
         while try engine.settle() != nil {}
         var stored: [(slot: PageSlot, page: Int)] = []
+        // The contents are the target's and live as long.
+        var copies: [(page: Int, content: UnsafeRawBufferPointer?)] = []
         func put(_ page: Int, _ content: ImagePage) {
             statistics.pagesCopied += 1
             switch content {
-            case .zero: writes.setPage(page, to: nil)
-            case .copy(let copy): writes.setPage(page, to: copy.content)
+            case .zero: copies.append((page, nil))
+            case .copy(let copy): copies.append((page, copy.content))
             case .stored(let slot): stored.append((slot, page))
             }
         }
@@ -444,9 +451,10 @@ public final class Timeline {
                 if case .zero = target[page] { put(page, .zero) }
             }
         }
+        writes.setPages(copies)
         // In the order in which they are stored, so that each extent is read once.
         stored.sort { $0.slot < $1.slot }
-        for (slot, page) in stored { writes.setPage(page, to: try contents.copy(of: slot, slots).content) }
+        for (slot, page) in stored { writes.setPages([(page, try contents.copy(of: slot, slots).content)]) }
         dirty.removeAll(keepingCapacity: true)
         image = target
     }

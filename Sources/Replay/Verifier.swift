@@ -58,13 +58,12 @@ public struct Verifier: Sendable {
     }
 
     private let reader: TraceReader
-    private let system: KVMSystem
-    private let capabilities: EngineCapabilities
+    private let host: EngineHost
     /// All intervals of the trace.
     public let intervals: [Interval]
 
-    public init(reader: TraceReader, system: KVMSystem, capabilities: EngineCapabilities) throws {
-        (self.reader, self.system, self.capabilities) = (reader, system, capabilities)
+    public init(reader: TraceReader, host: EngineHost) throws {
+        (self.reader, self.host) = (reader, host)
         let checkpoints = Timeline.restorable(reader.checkpoints)
         guard !checkpoints.isEmpty else {
             throw TraceError.corrupt(what: "the state at its start is missing", place: "checkpoint")
@@ -161,7 +160,7 @@ public struct Verifier: Sendable {
                 if let timeline {
                     machine = timeline
                 } else {
-                    machine = try Timeline(unopened: reader, system: system, capabilities: capabilities)
+                    machine = try Timeline(unopened: reader, host: host)
                     work.add(stopper: machine.stopper)
                     timeline = machine
                 }

@@ -101,6 +101,10 @@ public struct TraceEnding: Codable, Sendable {
     public var latency: Latency
     /// Host time of the run.
     public var wall: Nanoseconds
+    /// Instructions that KVM could not emulate and the soft engine executed; nil in traces of vmrr 0.1, which ended there.
+    public var assistedInstructions: UInt64?
+    /// The user's marks; nil where they weren't counted.
+    public var marks: Int?
 
     public static let key = "ending"
 
@@ -119,7 +123,8 @@ public struct TraceEnding: Codable, Sendable {
     }
 
     public init(ended: String, guestStatus: UInt32?, failed: Bool, detail: String?, exits: UInt64,
-                digests: MachineDigests?, interrupts: InterruptCounts, latency: Latency, wall: Nanoseconds) {
+                digests: MachineDigests?, interrupts: InterruptCounts, latency: Latency, wall: Nanoseconds,
+                assistedInstructions: UInt64? = nil, marks: Int? = nil) {
         self.ended = ended
         self.guestStatus = guestStatus
         self.failed = failed
@@ -129,6 +134,8 @@ public struct TraceEnding: Codable, Sendable {
         self.interrupts = interrupts
         self.latency = latency
         self.wall = wall
+        self.assistedInstructions = assistedInstructions
+        self.marks = marks
     }
 }
 

@@ -68,8 +68,12 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         cheapBreakpoints = try flag(.cheapBreakpoints)
     }
 
+    /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,
+    /// and where the soft engine knows the way there, fast.
+    public var landsBySteps: Bool { !breakpointKernel && stepKernel && stepUser && stepToUser }
+
     /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
-    public func canAnchor(cpl: UInt8) -> Bool { cpl == 3 ? breakpointUser : breakpointKernel }
+    public func canAnchor(cpl: UInt8) -> Bool { landsBySteps || (cpl == 3 ? breakpointUser : breakpointKernel) }
 }
 
 /// A processor that runs a guest: the part of vmrr that differs between hosts.
@@ -118,6 +122,9 @@ public protocol Engine: AnyObject {
     /// would gain nothing.
     func makeAssistant() throws(HostError) -> SoftEngine?
 
+    /// Instructions that another engine executed, since this one could not.
+    var assistedInstructions: UInt64 { get }
+
     /// Starts to note which pages of memory are written.
     func trackWrites() throws(HostError)
     /// Calls `body` for each page of the memory file that may have been written since the last call.
@@ -125,8 +132,25 @@ public protocol Engine: AnyObject {
 
     /// Arranges a kick at a moment of the host's monotonic clock; nil for none.
     func armKick(at moment: Nanoseconds?)
+    /// Arranges one kick before the instruction that comes after so many; nil for none. For engines that count them.
+    func armKick(atInstruction count: InstructionCount?)
+    /// Instructions that the guest has completed since the engine was made; nil where the engine can't count them.
+    var retired: InstructionCount? { get }
+    /// Of these, the ones since the last exit was finished, or since a state was set. May be set, where a state doesn't
+    /// lie right after an exit.
+    var retiredSinceExit: InstructionCount? { get set }
     /// Something that kicks the guest from any thread.
     var kicker: Kicker { get }
+}
+
+extension Engine {
+    public var assistedInstructions: UInt64 { 0 }
+    public func armKick(atInstruction count: InstructionCount?) {}
+    public var retired: InstructionCount? { nil }
+    public var retiredSinceExit: InstructionCount? {
+        get { nil }
+        set {}
+    }
 }
 
 /// Stops a running guest from another thread within a millisecond.

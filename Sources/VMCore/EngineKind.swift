@@ -4,20 +4,50 @@ public enum EngineKind: String, CaseIterable, Sendable {
     case kvm
     /// vmrr's own processor in software
     case soft
+}
+
+/// What executes guests here: KVM with what it can on this host, or the soft engine, which needs nothing of it.
+public enum EngineHost: Sendable {
+    case kvm(KVMSystem, EngineCapabilities)
+    case soft
+
+    /// Opens KVM and tries out what it can.
+    ///
+    /// - Throws: `HostError` where there is no KVM, or no permission to use it.
+    public static func openKVM() throws(HostError) -> EngineHost {
+        let system = try KVMSystem()
+        return .kvm(system, try SelfTests(system: system).capabilities())
+    }
+
+    public var kind: EngineKind {
+        switch self {
+        case .kvm: .kvm
+        case .soft: .soft
+        }
+    }
+
+    /// What a guest can be shown of the processor, in the form of CPUID's answers.
+    public func supportedFeatures() throws(HostError) -> [CPUIDEntry] {
+        switch self {
+        case .kvm(let system, _): try system.supportedFeatures()
+        case .soft: SoftEngine.supportedFeatures
+        }
+    }
+
+    /// How guests see time stamps here where nobody says otherwise.
+    public var defaultTimestamps: TimestampPolicy { kind == .soft ? .record : .hide }
 
     /// Makes an engine for a machine's memory.
-    ///
-    /// `capabilities` are those of KVM on this host.
-    public func make(system: KVMSystem, memory: GuestMemory, model: CPUModel, capabilities: EngineCapabilities,
-                     trapsTimestamps: Bool) throws(HostError) -> any Engine {
+    public func makeEngine(memory: GuestMemory, model: CPUModel, timestamps: TimestampPolicy) throws(HostError)
+        -> any Engine {
         switch self {
-        case .kvm:
+        case .kvm(let system, let capabilities):
             let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: capabilities)
-            engine.trapsTimestamps = trapsTimestamps
+            engine.trapsTimestamps = timestamps == .trap
             return engine
         case .soft:
             let engine = try SoftEngine(memory: memory, model: model)
-            engine.trapsTimestamps = trapsTimestamps
+            engine.trapsTimestamps = timestamps == .trap
             return engine
         }
     }

@@ -18,6 +18,8 @@ public enum Entry {
     case proceed
     /// The guest runs, but no further than the first interruptible boundary.
     case proceedToWindow
+    /// The same, where this isn't the first one since the last exit: the point is one between two exits.
+    case proceedToBoundary
     /// The guest executes one instruction.
     case step
     /// The same, for an instruction that leads to this linear address: a step may go too far there.
@@ -38,6 +40,8 @@ public enum Ending: Equatable, Sendable {
     /// The guest wrote this value to the debug-exit port: 0 is success.
     case debugExit(UInt32)
     case tripleFault
+    /// A Linux kernel has panicked and said so on its serial console.
+    case panic
     case powerOff
     case reset
     /// The guest waits for an interrupt that nothing can send.
@@ -58,6 +62,7 @@ public enum Ending: Equatable, Sendable {
         switch self {
         case .debugExit: "debug-exit"
         case .tripleFault: "triple-fault"
+        case .panic: "panic"
         case .powerOff: "power-off"
         case .reset: "reset"
         case .halted: "halted"
@@ -69,17 +74,23 @@ public enum Ending: Equatable, Sendable {
         }
     }
 
+    /// The guest status of a panic: as a shell shows a program that aborted.
+    public static let panicStatus: UInt32 = 134
+
     /// What the guest itself said of the run; nil where it said nothing.
     public var guestStatus: UInt32? {
-        if case .debugExit(let value) = self { return value }
-        return nil
+        switch self {
+        case .debugExit(let value): value
+        case .panic: Self.panicStatus
+        default: nil
+        }
     }
 
-    /// Whether the guest failed: a debug exit with another value than 0, or a triple fault.
+    /// Whether the guest failed: a debug exit with another value than 0, a panic, or a triple fault.
     public var isFailure: Bool {
         switch self {
         case .debugExit(let value): value != 0
-        case .tripleFault: true
+        case .tripleFault, .panic: true
         default: false
         }
     }

@@ -3,6 +3,8 @@ public struct LandingStatistics: Sendable {
     public var landings = 0
     /// Times the guest came to an anchor's RIP.
     public var arrivals = 0
+    /// Landings by counting instructions, without a search.
+    public var counted = 0
     /// Landings that the soft engine made in the engine's place.
     public var assisted = 0
     /// Times a landing started over because the guest had run too far.
@@ -65,9 +67,17 @@ struct Landing {
     /// The search gives up when it has taken this many times as long as the recording took, and `patience` besides.
     private static let slowestSearch: UInt64 = 400
     private static let patience = Nanoseconds.seconds(4)
+    /// How often a soft engine asks whether the user wants it stopped.
+    private static let attention = Nanoseconds.milliseconds(20)
+    /// The same for single steps: a step takes as long as some thousand instructions.
+    private static let slowestSteps: UInt64 = 10_000
 
     func run(_ statistics: inout LandingStatistics) throws -> Outcome {
         statistics.landings += 1
+        if engine.retired != nil, let distance {
+            statistics.counted += 1
+            return try count(distance, with: engine)
+        }
         if try machine.isAt(anchor) { return .landed }
         if statistics.triesAssistant(), let assistant = try machine.assistant.get() {
             let outcome = try runAssisted(assistant, &statistics)
@@ -75,10 +85,37 @@ struct Landing {
             if let outcome { return outcome }
         }
         if !engine.capabilities.cheapBreakpoints, anchor.elapsed > statistics.lead + Self.shortestFreeRun,
-            engine.capabilities.canAnchor(cpl: 0) {
+            engine.capabilities.breakpointKernel {
             if let outcome = try runAndSearch(&statistics) { return outcome }
         }
-        return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
+        let slowest = engine.capabilities.breakpointKernel ? Self.slowestSearch : Self.slowestSteps
+        return try search(&statistics, giveUp: Nanoseconds(anchor.elapsed.rawValue &* slowest) + Self.patience)
+    }
+
+    /// Instructions from here to the anchor; nil where they weren't counted, or it isn't known where the guest stands.
+    private var distance: InstructionCount? {
+        guard anchor.instructions > 0, let here = machine.instructions, here.rawValue <= anchor.instructions else { return nil }
+        return InstructionCount(anchor.instructions) - here
+    }
+
+    /// Runs an engine that counts instructions to the anchor. Its registers are compared there, and no memory: that is
+    /// left to checkpoints and the end, since it costs more than the way.
+    private func count(_ distance: InstructionCount, with counter: any Engine) throws -> Outcome {
+        guard let start = counter.retired else { return .missed(nil) }
+        let end = start + distance
+        defer {
+            counter.armKick(atInstruction: nil)
+            counter.armKick(at: nil)
+        }
+        while let now = counter.retired, now < end {
+            counter.armKick(atInstruction: end)
+            counter.armKick(at: hostTime() + Self.attention)
+            switch try counter.enter(until: .none) {
+            case .exit(let exit): return .missed(exit.identity)
+            default: if machine.environment.wantsStop { return .interrupted }
+            }
+        }
+        return try counter.registers().digest == anchor.registers ? .landed : .missed(nil)
     }
 
     /// The soft engine's budget: so many times as long as the recording took. It is some 100 times faster than a KVM that
@@ -92,13 +129,21 @@ struct Landing {
         let start = try engine.state()
         let watch = try machine.watch.get()
         try watch.mark()
-        let until = hostTime() + (engine.capabilities.canAnchor(cpl: 0)
+        let until = hostTime() + (engine.capabilities.breakpointKernel
             ? Nanoseconds(anchor.elapsed.rawValue &* Self.assistantFactor) + Self.assistantPatience
             : Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
         var outcome: Outcome?
         do {
             try assistant.start(from: start)
-            outcome = try search(with: assistant, until: until, &statistics)
+            if let distance {
+                statistics.counted += 1
+                outcome = try count(distance, with: assistant.engine)
+                assistant.reportWrites()
+                if outcome == .landed, try machine.completeDigest(of: assistant.engine) != anchor.memory { outcome = nil }
+                if case .missed? = outcome { outcome = nil }
+            } else {
+                outcome = try search(with: assistant, until: until, &statistics)
+            }
         } catch let error as HostError {
             guard error.isLackOfSoftEngine else { throw error }
         }
@@ -116,7 +161,7 @@ struct Landing {
         -> Outcome? {
         let soft = assistant.engine
         while true {
-            soft.armKick(at: min(until, hostTime() + .milliseconds(20)))
+            soft.armKick(at: min(until, hostTime() + Self.attention))
             switch try soft.enter(until: .breakpoint(anchor.rip)) {
             case .exit: return nil
             case .debug:
@@ -187,7 +232,7 @@ struct Landing {
         defer { engine.armKick(at: nil) }
         if try machine.isAt(anchor) { return .landed }
         let stop: StopCondition =
-            engine.capabilities.canAnchor(cpl: 0) ? .breakpoint(anchor.rip) : .step
+            engine.capabilities.breakpointKernel ? .breakpoint(anchor.rip) : .step
         if stop == .step, !engine.capabilities.stepKernel {
             throw HostError.cannotLand("it is between two exits, and here KVM stops neither at breakpoints nor steps")
         }

@@ -31,9 +31,22 @@ public final class Machine {
     /// Whether the guest came back last because it had executed the one instruction that was asked for.
     public private(set) var hasStepped = false
 
-    /// Goes on from another place: the engine and its memory have been given the state at `exit`.
-    public func move(to exit: ExitNumber) {
+    /// Instructions completed since the last exit, as far as that is known: an engine that can't count them knows it
+    /// right after an exit, and where it was brought to a counted point.
+    var instructions: InstructionCount? {
+        get { engine.retiredSinceExit ?? knownCount }
+        set {
+            engine.retiredSinceExit = newValue
+            knownCount = newValue
+        }
+    }
+    private var knownCount: InstructionCount? = InstructionCount(0)
+
+    /// Goes on from another place: the engine and its memory have been given the state so many instructions after
+    /// `exit`; nil where their number isn't known.
+    public func move(to exit: ExitNumber, instructions: InstructionCount? = InstructionCount(0)) {
         self.exit = exit
+        self.instructions = instructions
         held = nil
     }
 
@@ -44,11 +57,13 @@ public final class Machine {
         while true {
             var stop = StopCondition.none
             var isStep = false
+            var isWindow = false
             if point != .exit || environment.wantsEntry {
                 if held == nil { held = try engine.settle() }
                 if held != nil { point = .midInstruction }
                 switch try enterEvents(at: point) {
-                case .proceed(let condition): (stop, isStep) = (condition, condition == .step)
+                case .proceed(let condition): (stop, isStep, isWindow) = (condition, condition == .step, condition == .window)
+                case .boundary: stop = .window
                 case .stepTo(let address): (stop, isStep) = (.breakpoint(address), true)
                 case .stopped(let ending): return ending
                 }
@@ -59,6 +74,7 @@ public final class Machine {
                 arrival = waiting
                 held = nil
             } else {
+                knownCount = nil
                 arrival = try engine.enter(until: stop)
             }
             switch arrival {
@@ -66,12 +82,13 @@ public final class Machine {
                 self.exit = self.exit.next
                 try environment.handle(&exit, number: self.exit)
                 try engine.answer(exit)
+                knownCount = InstructionCount(0)
                 point = .exit
             case .debug where isStep:
                 hasStepped = true
                 point = .between
             case .window:
-                point = stop == .window ? .window : .between
+                point = isWindow ? .window : .between
             case .kicked, .debug:
                 point = .between
             }
@@ -80,6 +97,7 @@ public final class Machine {
 
     private enum Way {
         case proceed(until: StopCondition)
+        case boundary
         case stepTo(UInt64)
         case stopped(Ending)
     }
@@ -91,6 +109,7 @@ public final class Machine {
             switch try environment.entry(at: point, of: self) {
             case .proceed: return .proceed(until: .none)
             case .proceedToWindow: return .proceed(until: .window)
+            case .proceedToBoundary: return .boundary
             case .step: return .proceed(until: .step)
             case .stepTo(let address): return .stepTo(address)
             case .proceedTo(let address): return .proceed(until: .breakpoint(address))
@@ -110,6 +129,9 @@ public final class Machine {
                 }
                 switch try Landing(machine: self, anchor: anchor).run(&landing) {
                 case .landed:
+                    if engine.retired == nil {
+                        knownCount = anchor.instructions > 0 ? InstructionCount(anchor.instructions) : nil
+                    }
                     point = .landed
                 case .interrupted:
                     return .stopped(.stopped)
@@ -137,7 +159,7 @@ public final class Machine {
     public func anchor(elapsed: Nanoseconds) throws -> Anchor {
         let registers = try engine.registers()
         return Anchor(rip: registers.linearRIP, registers: registers.digest, memory: try completeDigest(),
-                      instructions: 0, elapsed: elapsed)
+                      instructions: instructions?.rawValue ?? 0, elapsed: elapsed)
     }
 
     /// The digest of the complete processor state and of memory, accessed/dirty bits masked.

@@ -4,6 +4,18 @@ public enum GuestImage: Sendable {
     case flat([UInt8], at: GuestPhysicalAddress)
     /// A multiboot 1 kernel with its command line and modules.
     case multiboot([UInt8], commandLine: String, modules: [BootModule])
+    /// A Linux kernel as distributions ship it.
+    case linux(LinuxGuest)
+    /// A kernel in an ELF file that is started by its PVH note.
+    case pvh(LinuxGuest)
+
+    /// Whether the guest expects a machine with ACPI.
+    var wantsACPI: Bool {
+        switch self {
+        case .flat, .multiboot: false
+        case .linux, .pvh: true
+        }
+    }
 }
 
 /// Everything that makes a machine, apart from the outside world.
@@ -11,9 +23,11 @@ public struct MachineConfiguration: Sendable {
     public var image: GuestImage
     public var memoryBytes: UInt64
     public var cpuModel = "auto"
-    public var engine = EngineKind.kvm
-    public var timestamps = TimestampPolicy.hide
+    /// Nil for what suits the engine.
+    public var timestamps: TimestampPolicy?
     public var testDevice = false
+    /// Whether the machine has the event timer, and ACPI tables that describe it and all else.
+    public var acpi: Bool
     /// What the real-time clock shows at power-on, in seconds since 1970 UTC.
     public var wallClockStart: Int64
 
@@ -21,6 +35,7 @@ public struct MachineConfiguration: Sendable {
         self.image = image
         self.memoryBytes = memoryBytes
         self.wallClockStart = wallClockStart
+        acpi = image.wantsACPI
     }
 }
 
@@ -58,37 +73,82 @@ public struct BuiltMachine {
 
 extension MachineConfiguration {
     /// Makes memory, loads the image, makes the engine.
-    public func build(system: KVMSystem, capabilities: EngineCapabilities) throws -> BuiltMachine {
-        let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: memoryBytes))
-        let boot: BootResult
-        switch image {
-        case .flat(let bytes, let address):
-            boot = try FlatBoot.load(bytes, at: address, into: memory)
-        case .multiboot(let bytes, let commandLine, let modules):
-            boot = try Multiboot.load(bytes, commandLine: commandLine, modules: modules, into: memory)
+    ///
+    /// - Throws: `BootError` where the image is bad, `HostError` where the host or the engine lacks something.
+    public func build(on host: EngineHost) throws -> BuiltMachine {
+        let timestamps = timestamps ?? host.defaultTimestamps
+        switch (timestamps, host.kind) {
+        case (.record, .kvm): throw HostError.cannotRecordTimestamps
+        case (.pass, .soft):
+            // The soft engine reads no counter of the host's.
+            var other = self
+            other.timestamps = .record
+            return try other.build(on: host)
+        default: break
         }
+        let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: memoryBytes))
+        let (boot, sites) = try load(into: memory, trapsTimestamps: timestamps == .trap)
+        if acpi { ACPITables().write(into: memory) }
 
-        let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
         var notices: [String] = []
         switch timestamps {
-        case .trap: TimestampSites.replace(sites, in: memory)
-        case .hide where !sites.isEmpty:
+        case .trap:
+            if case .linux = image {
+                notices.append("to have its \(sites.count) timestamp instructions replaced the kernel is started unpacked, "
+                    + "where it was linked (no KASLR), and with \(LinuxTimestamps.commandLine)")
+            }
+        case .hide where !sites.isEmpty && host.kind == .kvm:
             notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
                 + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
                 + "same won't replay: use --timestamps trap")
         default: break
         }
 
-        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: system.supportedFeatures())
-        let engine = try engine.make(system: system, memory: memory, model: model, capabilities: capabilities,
-                                     trapsTimestamps: timestamps == .trap)
+        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
+        let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
         try engine.setState(boot.state)
-        let platform = Platform(ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
-                                                     testDevice: testDevice))
+        var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
+                                           testDevice: testDevice)
+        chipset.hpet = acpi
+        let platform = Platform(chipset)
         return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
                             timestamps: timestamps,
                             timestampSites: timestamps == .trap ? sites : [],
-                            unrecordable: Self.unrecordable(timestamps), notices: notices)
+                            unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: notices)
+    }
+
+    /// Loads the image; finds its timestamp instructions, and replaces them where they are to be trapped.
+    private func load(into memory: GuestMemory, trapsTimestamps: Bool) throws(BootError)
+        -> (boot: BootResult, sites: [TimestampSites.Site]) {
+        if trapsTimestamps, let guest = linux {
+            let trapped = try LinuxTimestamps.trap(in: guest.kernel)
+            let changed = LinuxGuest(kernel: trapped.kernel, commandLine: guest.commandLine + " " + LinuxTimestamps.commandLine,
+                                     initrd: guest.initrd)
+            return (try PVHBoot.load(changed, into: memory), trapped.sites)
+        }
+        let boot: BootResult
+        switch image {
+        case .flat(let bytes, let address):
+            boot = try FlatBoot.load(bytes, at: address, into: memory)
+        case .multiboot(let bytes, let commandLine, let modules):
+            boot = try Multiboot.load(bytes, commandLine: commandLine, modules: modules, into: memory)
+        case .linux(let guest):
+            boot = try LinuxBoot.load(guest, into: memory)
+        case .pvh(let guest):
+            boot = try PVHBoot.load(guest, into: memory)
+        }
+        let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
+        if trapsTimestamps { TimestampSites.replace(sites, in: memory) }
+        return (boot, sites)
+    }
+
+    /// The guest where it is a Linux kernel.
+    private var linux: LinuxGuest? {
+        switch image {
+        case .linux(let guest): guest
+        case .pvh(let guest): guest.isLinux ? guest : nil
+        case .flat, .multiboot: nil
+        }
     }
 
     private static func unrecordable(_ timestamps: TimestampPolicy) -> [String] {
@@ -97,6 +157,7 @@ extension MachineConfiguration {
         case .hide: list.insert("RDTSC and RDTSCP (hidden in CPUID)", at: 0)
         case .trap: list.insert("RDTSC and RDTSCP in code that the guest loads or makes itself", at: 0)
         case .pass: list.insert("RDTSC and RDTSCP: the guest reads the host's counter", at: 0)
+        case .record: break
         }
         return list
     }

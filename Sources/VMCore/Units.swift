@@ -69,3 +69,26 @@ public struct Nanoseconds: RawRepresentable, Hashable, Comparable, Codable, Send
         try container.encode(rawValue)
     }
 }
+
+/// A number of instructions that a guest has completed. An exception or an interrupt that is taken is none.
+public struct InstructionCount: RawRepresentable, Hashable, Comparable, Codable, Sendable {
+    public var rawValue: UInt64
+
+    @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
+    @inlinable public init(_ rawValue: UInt64) { self.rawValue = rawValue }
+
+    @inlinable public static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+    @inlinable public static func + (a: Self, b: Self) -> Self { Self(a.rawValue &+ b.rawValue) }
+
+    /// How many more `a` are than `b`, zero where they are fewer.
+    @inlinable public static func - (a: Self, b: Self) -> Self { Self(a.rawValue >= b.rawValue ? a.rawValue &- b.rawValue : 0) }
+
+    public init(from decoder: any Decoder) throws {
+        rawValue = try decoder.singleValueContainer().decode(UInt64.self)
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        try container.encode(rawValue)
+    }
+}

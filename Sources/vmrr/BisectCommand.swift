@@ -27,10 +27,10 @@ struct BisectCommand: ParsableCommand {
     var command: String?
 
     @Option(help: ArgumentHelp("Search from this exit on.", valueName: "exit"))
-    var from: UInt64?
+    var from: ExitArgument?
 
     @Option(help: ArgumentHelp("Search up to this exit.", valueName: "exit"))
-    var to: UInt64?
+    var to: ExitArgument?
 
     @Flag(help: "Ask at every exit, which also finds conditions that come and go.")
     var exhaustive = false
@@ -52,16 +52,15 @@ struct BisectCommand: ParsableCommand {
             let reader = try TraceReader(path: path)
             var options = Bisection.Options()
             options.symbols = try symbols.table(for: reader)
-            options.from = from.map { ExitNumber($0) }
-            options.to = to.map { ExitNumber($0) }
+            options.from = try from.map { try $0.exit(in: reader) }
+            options.to = try to.map { try $0.exit(in: reader) }
             options.isExhaustive = exhaustive
             let question: Bisection.Question =
                 if let command { .command(command) } else {
                     .predicate(try symbols.predicate(when ?? "", of: reader, option: "--when"))
                 }
-            let (system, capabilities) = try openKVM()
             let timeline = try Timeline(
-                reader: reader, system: system, capabilities: capabilities, engine: engine.kind,
+                reader: reader, host: engine.open(for: reader.description()),
                 withDevices: command != nil && reader.canReplayDevices())
             let bisection = Bisection(timeline, question: question, options: options)
             var bar = ProgressBar("bisecting")

@@ -46,9 +46,8 @@ struct DiffCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let (system, capabilities) = try openKVM()
-            let left = try a.timeline(system, capabilities, engine.kind)
-            let right = try b.timeline(system, capabilities, engine.kind)
+            let left = try a.timeline(engine)
+            let right = try b.timeline(engine)
             var options = StateDifference.Options()
             options.symbols = try symbols.table(for: left.reader)
             options.ignored = try ignore.map {

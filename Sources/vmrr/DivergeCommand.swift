@@ -21,6 +21,8 @@ struct DivergeCommand: ParsableCommand {
     @Flag(help: "Compare events alone, which takes no replay.")
     var eventsOnly = false
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print JSON.")
     var json = false
 
@@ -49,9 +51,8 @@ struct DivergeCommand: ParsableCommand {
     private func memory(_ a: TraceReader, _ b: TraceReader, from exit: ExitNumber?, progress: (Double) -> Void) throws
         -> CheckpointDifference?
     {
-        let (system, capabilities) = try openKVM()
-        let left = try Timeline(reader: a, system: system, capabilities: capabilities)
-        let right = try Timeline(reader: b, system: system, capabilities: capabilities)
+        let left = try Timeline(reader: a, host: engine.open(for: a.description()))
+        let right = try Timeline(reader: b, host: engine.open(for: b.description()))
         return try watched(left, right) {
             try CheckpointDifference(left, right, from: exit ?? min(left.last, right.last), progress: progress)
         }

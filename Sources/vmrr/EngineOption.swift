@@ -1,13 +1,47 @@
 import ArgumentParser
+import Trace
 import VMCore
 
-/// `--engine`, for every command that runs a guest. Out of sight until the soft engine executes all that its CPU model
-/// has: today it ends with an error that names the instruction.
+/// `--engine`, for every command that runs a guest.
 struct EngineOption: ParsableArguments {
-    @Option(name: .customLong("engine"),
-            help: ArgumentHelp("What executes the guest: kvm, or soft, a processor in software.", valueName: "kvm|soft",
-                               visibility: .private))
-    var kind = EngineKind.kvm
-}
+    enum Choice: String, CaseIterable, ExpressibleByArgument {
+        case kvm, soft, auto
+    }
 
-extension EngineKind: ExpressibleByArgument {}
+    @Option(name: .customLong("engine"),
+            help: ArgumentHelp("What executes the guest: kvm; soft, a processor in software that needs no /dev/kvm, finds "
+                + "every position at once and sees every instruction; auto, the faster of the two, found by trying both. "
+                + "Default: kvm where it can be used, else soft.", valueName: "kvm|soft|auto"))
+    var choice: Choice?
+
+    /// Opens the engine.
+    ///
+    /// - Parameter trace: what the trace that is to be replayed says of itself; nil for a guest that runs live.
+    func open(for trace: TraceDescription? = nil) throws -> EngineHost {
+        switch choice {
+        case .kvm: return try EngineHost.openKVM()
+        case .soft: return .soft
+        case .auto, nil: break
+        }
+        // What KVM can't give back isn't tried there.
+        if let trace, trace.timestamps == .record { return .soft }
+        guard let kvm = try Self.openKVM() else { return .soft }
+        guard choice == .auto else { return kvm }
+        let (fast, slow) = (try EngineSpeed(of: .soft), try EngineSpeed(of: kvm))
+        let isSoft = fast.instructionsPerSecond > slow.instructionsPerSecond
+        say("vmrr: engine \(isSoft ? "soft" : "kvm"): kernel code takes \(slow.text) under KVM here, \(fast.text) in the "
+            + "soft engine")
+        return isSoft ? .soft : kvm
+    }
+
+    /// Nil where KVM is missing or out of reach, which the user is told.
+    private static func openKVM() throws -> EngineHost? {
+        do {
+            return try EngineHost.openKVM()
+        } catch {
+            guard error.isLackOfKVM else { throw error }
+            say("vmrr: \(error.summary): the soft engine runs the guest")
+            return nil
+        }
+    }
+}

@@ -12,20 +12,21 @@ struct GuestOptions: ParsableArguments {
     @Option(help: ArgumentHelp("A flat real-mode image, loaded and started at ADDR.", valueName: "file@addr"))
     var flat: String?
 
-    @Option(help: ArgumentHelp("A multiboot kernel.", valueName: "file"))
+    @Option(help: ArgumentHelp("A kernel: a Linux bzImage, an ELF file with a PVH note (vmlinux), or a multiboot one.", valueName: "file"))
     var kernel: String?
 
-    @Option(help: ArgumentHelp("A file passed to the kernel as its first module.", valueName: "file"))
+    @Option(help: ArgumentHelp("The initial RAM disk; of a multiboot kernel, its first module.", valueName: "file"))
     var initrd: String?
 
     @Option(help: ArgumentHelp("A further module, with the string the kernel gets along with it. May be repeated.",
                                valueName: "file[=args]"))
     var module: [String] = []
 
-    @Option(help: ArgumentHelp("The guest's command line.", valueName: "text"))
-    var append: String = ""
+    @Option(help: ArgumentHelp("The guest's command line. Linux gets console=ttyS0 with it unless it names a console; "
+        + "without --append also panic=-1, which makes a panic end the run.", valueName: "text"))
+    var append: String?
 
-    @Option(help: ArgumentHelp("RAM, such as 64M or 1G. Default: 32M for built-in guests, 256M for others.",
+    @Option(help: ArgumentHelp("RAM, such as 64M or 1G. Default: 32M for built-in guests, 512M for Linux, 256M for others.",
                                valueName: "size"))
     var memory: String?
 
@@ -36,7 +37,8 @@ struct GuestOptions: ParsableArguments {
     @OptionGroup var engine: EngineOption
 
     @Option(help: ArgumentHelp("hide: no timestamp counter in CPUID; trap: replace RDTSC and RDTSCP in the loaded image "
-        + "by recorded port reads; pass: the host's counter, unrecorded.", valueName: "hide|trap|pass"))
+        + "by recorded port reads; pass: the host's counter, unrecorded; record: with --engine soft, and its default, each read "
+        + "is recorded.", valueName: "hide|trap|pass|record"))
     var timestamps: TimestampPolicy?
 
     @Flag(help: "Accept that replay may diverge: needed for --timestamps pass.")
@@ -44,6 +46,14 @@ struct GuestOptions: ParsableArguments {
 
     @Option(help: ArgumentHelp("Adds a device: testdev, the test ports of QEMU's pc-testdev.", valueName: "testdev"))
     var device: [String] = []
+
+    @Option(help: ArgumentHelp("When the guest resets the machine: exit ends the run; restart boots it again, a recording "
+        + "into a further trace NAME-2.vmrr.", valueName: "exit|restart"))
+    var onReboot: OnReboot = .exit
+
+    enum OnReboot: String, ExpressibleByArgument {
+        case exit, restart
+    }
 
     @OptionGroup var world: WorldOptions
 
@@ -68,14 +78,13 @@ struct GuestOptions: ParsableArguments {
         if kernel == nil {
             let unused = initrd != nil ? "--initrd" : module.isEmpty ? nil : "--module"
             if let unused { throw UsageError("\(unused) goes with --kernel: only a boot loader passes modules") }
-            if flat != nil, !append.isEmpty { throw UsageError("--append goes with --kernel or --guest: a flat image gets no command line") }
+            if flat != nil, append != nil { throw UsageError("--append goes with --kernel or --guest: a flat image gets no command line") }
         }
         if let other = device.first(where: { $0 != "testdev" }) {
             throw UsageError("there is no device '\(other)': testdev is the one that can be added")
         }
         var configuration = try image()
         configuration.cpuModel = cpu
-        configuration.engine = engine.kind
         configuration.testDevice = device.contains("testdev")
         if let timestamps { configuration.timestamps = timestamps }
         return configuration
@@ -95,7 +104,7 @@ struct GuestOptions: ParsableArguments {
             guard let found = BuiltInGuest.named(guest) else {
                 throw UsageError("there is no built-in guest '\(guest)': vmrr guests lists them")
             }
-            var configuration = MachineConfiguration(image: found.guestImage(commandLine: append),
+            var configuration = MachineConfiguration(image: found.guestImage(commandLine: append ?? ""),
                                                      memoryBytes: bytes ?? BuiltInGuest.memoryBytes, wallClockStart: clock)
             configuration.timestamps = found.timestamps
             return configuration
@@ -107,16 +116,36 @@ struct GuestOptions: ParsableArguments {
             let image = GuestImage.flat(try Self.readFile(String(flat[..<at])), at: .init(address))
             return MachineConfiguration(image: image, memoryBytes: bytes ?? 256 << 20, wallClockStart: clock)
         }
-        var modules: [BootModule] = []
-        if let initrd { modules.append(BootModule(content: try Self.readFile(initrd), commandLine: initrd)) }
-        for text in module {
-            let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-            let file = String(parts[0])
-            modules.append(BootModule(content: try Self.readFile(file),
-                                      commandLine: parts.count > 1 ? "\(file) \(parts[1])" : file))
+        let image = try naming { try kernelImage(Self.readFile(kernel ?? "")) }
+        let standard: UInt64 = if case .multiboot = image { 256 << 20 } else { 512 << 20 }
+        return MachineConfiguration(image: image, memoryBytes: bytes ?? standard, wallClockStart: clock)
+    }
+
+    private func kernelImage(_ kernel: [UInt8]) throws -> GuestImage {
+        let disk = try initrd.map(Self.readFile)
+        let format = try KernelFormat(of: kernel)
+        switch format {
+        case .linux, .pvh:
+            guard module.isEmpty else { throw UsageError("--module goes with a multiboot kernel: Linux takes one --initrd") }
+            let guest = LinuxGuest(kernel: kernel, commandLine: linuxCommandLine, initrd: disk)
+            return if case .pvh = format { .pvh(guest) } else { .linux(guest) }
+        case .multiboot:
+            var modules: [BootModule] = []
+            if let disk, let initrd { modules.append(BootModule(content: disk, commandLine: initrd)) }
+            for text in module {
+                let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+                let file = String(parts[0])
+                modules.append(BootModule(content: try Self.readFile(file),
+                                          commandLine: parts.count > 1 ? "\(file) \(parts[1])" : file))
+            }
+            return .multiboot(kernel, commandLine: append ?? "", modules: modules)
         }
-        let image = GuestImage.multiboot(try Self.readFile(kernel ?? ""), commandLine: append, modules: modules)
-        return MachineConfiguration(image: image, memoryBytes: bytes ?? 256 << 20, wallClockStart: clock)
+    }
+
+    private var linuxCommandLine: String {
+        guard let append else { return "console=ttyS0 panic=-1" }
+        let namesConsole = append.split(separator: " ").contains { $0.hasPrefix("console=") }
+        return namesConsole ? append : append.isEmpty ? "console=ttyS0" : "\(append) console=ttyS0"
     }
 
     /// Runs `body`; what is wrong with the image is said with its name.

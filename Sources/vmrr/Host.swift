@@ -3,12 +3,6 @@ import Dispatch
 import Foundation
 import VMCore
 
-/// Opens KVM and tries out what it can.
-func openKVM() throws -> (KVMSystem, EngineCapabilities) {
-    let system = try KVMSystem()
-    return (system, try SelfTests(system: system).capabilities())
-}
-
 /// Calls something on each of some signals.
 final class SignalWatch {
     private let sources: [any DispatchSourceSignal]

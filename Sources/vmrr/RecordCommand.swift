@@ -49,7 +49,6 @@ struct RecordCommand: ParsableCommand {
     var json = false
 
     func validate() throws {
-        guard guest.engine.kind == .kvm else { throw ValidationError("recordings are made with --engine kvm") }
         guard maxRuns > 0 else { throw ValidationError("--max-runs takes a number from 1") }
         if saveOn != nil, keep == nil { throw ValidationError("--save-on goes with --keep") }
         if keep != nil, checkpoints.checkpointEvery == "none" {
@@ -60,7 +59,7 @@ struct RecordCommand: ParsableCommand {
     func run() throws {
         try reporting {
             let configuration = try guest.machine()
-            if configuration.timestamps == .pass, !guest.allowNondeterminism {
+            if configuration.timestamps == .pass, guest.engine.choice != .soft, !guest.allowNondeterminism {
                 throw UsageError("--timestamps pass lets the guest read what can't be recorded; "
                     + "add --allow-nondeterminism to record all the same")
             }
@@ -69,7 +68,8 @@ struct RecordCommand: ParsableCommand {
             if !force, FileManager.default.fileExists(atPath: path) {
                 throw UsageError("\(path) exists; --force replaces it")
             }
-            let (system, capabilities) = try openKVM()
+            let host = try guest.engine.open()
+            options.live.clock = guest.world.clock(on: host)
             if json { options.consoleDescriptor = 2 }
             let stopper = Stopper()
             options.started = { stopper.attach($0) }
@@ -94,13 +94,13 @@ struct RecordCommand: ParsableCommand {
             let (result, runs) = try withExtendedLifetime(watches) {
                 try guest.naming {
                     untilFailure
-                        ? try repeated(recording, configuration, system, capabilities, options, stopper)
-                        : (try once(recording, configuration, system, capabilities, options), 1)
+                        ? try repeated(recording, configuration, host, options, stopper)
+                        : (try once(recording, configuration, host, options), 1)
                 }
             }
             if json, case .traceFull(let text) = result.ending { say("vmrr: \(text)") }
             let isKept = try keeps(path, result.ending)
-            report(result, runs: runs, path: isKept ? path : nil, saved: saver.finish())
+            report(result, host.kind, runs: runs, path: isKept ? path : nil, saved: saver.finish())
             return status(of: result.ending)
         }
     }
@@ -116,16 +116,16 @@ struct RecordCommand: ParsableCommand {
         }
     }
 
-    private func once(_ recording: Recording, _ configuration: MachineConfiguration, _ system: KVMSystem,
-                      _ capabilities: EngineCapabilities, _ options: RunOptions) throws -> RunResult {
+    private func once(_ recording: Recording, _ configuration: MachineConfiguration, _ host: EngineHost,
+                      _ options: RunOptions) throws -> RunResult {
         var options = options
         options.live.timingSeed = varyTiming
         options.notice = { say("vmrr: \($0)") }
-        return try recording.record(configuration, system: system, capabilities: capabilities, options: options)
+        return try recording.record(configuration, on: host, options: options)
     }
 
-    private func repeated(_ recording: Recording, _ configuration: MachineConfiguration, _ system: KVMSystem,
-                          _ capabilities: EngineCapabilities, _ options: RunOptions, _ stopper: Stopper) throws
+    private func repeated(_ recording: Recording, _ configuration: MachineConfiguration, _ host: EngineHost,
+                          _ options: RunOptions, _ stopper: Stopper) throws
         -> (RunResult, Int) {
         var recording = recording
         var options = options
@@ -133,10 +133,12 @@ struct RecordCommand: ParsableCommand {
         if options.serial == .stdio { options.serial = .none }
         var progress = ProgressBar("recording until the guest fails")
         for run in 1... {
-            options.live.timingSeed = varyTiming.map { $0 &+ UInt64(run - 1) }
+            // With instructions as the clock each run would be the same.
+            let seed = varyTiming ?? (host.kind == .soft && options.live.clock != .host ? 1 : nil)
+            options.live.timingSeed = seed.map { $0 &+ UInt64(run - 1) }
             let isFirst = run == 1
             options.notice = { if isFirst { say("vmrr: \($0)") } }
-            let result = try recording.record(configuration, system: system, capabilities: capabilities, options: options)
+            let result = try recording.record(configuration, on: host, options: options)
             recording.overwrite = true
             let isLast = run == maxRuns || stopper.isRequested
             if result.ending.isFailure || isLast || isFatal(result.ending) {
@@ -172,9 +174,9 @@ struct RecordCommand: ParsableCommand {
     }
 
     /// `path` is nil where the trace was removed.
-    private func report(_ result: RunResult, runs: Int, path: String?, saved: [String]) {
+    private func report(_ result: RunResult, _ engine: EngineKind, runs: Int, path: String?, saved: [String]) {
         if json {
-            write(json(result, runs: runs, path: path, saved: saved).text() + "\n")
+            write(json(result, engine, runs: runs, path: path, saved: saved).text() + "\n")
             return
         }
         say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
@@ -192,10 +194,10 @@ struct RecordCommand: ParsableCommand {
         }
     }
 
-    private func json(_ result: RunResult, runs: Int, path: String?, saved: [String]) -> JSON {
+    private func json(_ result: RunResult, _ engine: EngineKind, runs: Int, path: String?, saved: [String]) -> JSON {
         [
             "trace": JSON(path), "saved": .array(saved.map { .string($0) }), "runs": JSON(runs),
-            "engine": .string(guest.engine.kind.rawValue),
+            "engine": .string(engine.rawValue),
             "exits": JSON(result.exits), "events": JSON(result.events),
             "interrupts": interruptsJSON(result.interrupts),
             "raw_bytes": JSON(result.rawBytes), "file_bytes": JSON(result.fileBytes),

@@ -17,8 +17,8 @@ struct ReplayCommand: ParsableCommand {
     @OptionGroup var trace: TraceArgument
 
     @Option(help: ArgumentHelp("""
-        Stop right after this exit, or so many instructions later: N or N+K. 0 is the start. Begins at the nearest \
-        checkpoint, unless --console is given.
+        Stop right after this exit, or so many instructions later: N, N+K or mark:NAME. 0 is the start. Begins at the \
+        nearest checkpoint, unless --console is given.
         """, valueName: "exit"))
     var to: String?
 
@@ -33,6 +33,10 @@ struct ReplayCommand: ParsableCommand {
     @Flag(help: "Print what the guest printed.")
     var console = false
 
+    @Option(help: ArgumentHelp("With --console: how many times faster than it was recorded, such as 1 or 0.5; max doesn't wait.",
+                               valueName: "n|max"))
+    var speed = "max"
+
     @Flag(help: "Say in detail what was compared.")
     var verify = false
 
@@ -44,6 +48,7 @@ struct ReplayCommand: ParsableCommand {
 
     func validate() throws {
         if to != nil, until != nil { throw ValidationError("--to and --until exclude each other") }
+        if speed != "max", !console { throw ValidationError("--speed goes with --console") }
     }
 
     func run() throws {
@@ -55,24 +60,20 @@ struct ReplayCommand: ParsableCommand {
                 }
                 return span
             }
-            var target = try to.map { text in
-                guard let position = Position(text) else {
-                    throw UsageError("--to takes an exit such as 4711, or 4711+3, not '\(text)'")
-                }
-                return position
-            }
+            let factor = try ConsolePace.speed(parsing: speed)
             let reader = try TraceReader(path: path)
+            var target = try to.map { try parsePosition($0, option: "--to", in: reader) }
             let predicate = try until.map { try symbols.predicate($0, of: reader, option: "--until") }
-            let (system, capabilities) = try openKVM()
-            let replayer = try Replayer(reader: reader, system: system, capabilities: capabilities, engine: engine.kind)
+            let host = try engine.open(for: reader.description())
+            let replayer = try Replayer(reader: reader, host: host)
             if let predicate {
                 let timeline = replayer.timeline
                 target = Position(exit: try watched(timeline) { try timeline.firstExit(where: predicate) })
                 try timeline.seek(to: timeline.first)
             }
-            let result = try replay(replayer, to: target, limit: limit)
+            let result = try replay(replayer, to: target, limit: limit, speed: factor)
             if json {
-                write(json(result).text() + "\n")
+                write(json(result, host.kind).text() + "\n")
             } else {
                 report(result, replayer, path: path)
             }
@@ -80,7 +81,8 @@ struct ReplayCommand: ParsableCommand {
         }
     }
 
-    private func replay(_ replayer: Replayer, to target: Position?, limit: Nanoseconds?) throws -> ReplayResult {
+    private func replay(_ replayer: Replayer, to target: Position?, limit: Nanoseconds?, speed: Double?) throws
+        -> ReplayResult {
         let stopper = Stopper()
         let watch = SignalWatch { stopper.stop() }
         defer { withExtendedLifetime(watch) {} }
@@ -101,15 +103,27 @@ struct ReplayCommand: ParsableCommand {
         let sink: Int32 = json ? 2 : 1
         let showsConsole = console
         stopper.attach(replayer.timeline.stopper)
+        let first = replayer.timeline.position.exit.rawValue
+        var pace = try speed.map { try ConsolePace(replayer.reader, after: replayer.timeline.position.exit, speed: $0) }
+        var failure: (any Error)?
         let result = try replayer.replay(from: target == nil || console ? .first : .nearest, to: target) { exit in
             count += 1
             if showsConsole {
                 let bytes = decoder.decode(exit)
-                if !bytes.isEmpty { write(bytes, to: sink) }
+                if !bytes.isEmpty {
+                    do {
+                        try pace?.wait(for: ExitNumber(first + count)) { stopper.isRequested }
+                    } catch {
+                        failure = error
+                        stopper.stop()
+                    }
+                    write(bytes, to: sink)
+                }
             }
             if count & 0xFFF == 0 { progress.update(Double(count) / total) }
         }
         progress.finish()
+        if let failure { throw failure }
         return result
     }
 
@@ -146,24 +160,27 @@ struct ReplayCommand: ParsableCommand {
                     + "translation caches need them")
         }
         if result.landing.landings > 0 {
-            show("\(result.landing.landings) points between exits were found again in \(result.landing.arrivals) "
-                + "arrivals, \(result.landing.overshoots) after running too far")
+            let searched = result.landing.landings - result.landing.counted
+            show(searched == 0
+                ? "\(result.landing.landings) points between exits were found again by counting instructions"
+                : "\(searched) points between exits were found again in \(result.landing.arrivals) arrivals, "
+                    + "\(result.landing.overshoots) after running too far")
         }
     }
 
     /// The report shares standard output with nothing: the guest's console has it when it is shown.
     private func show(_ line: String) { write(line + "\n", to: console ? 2 : 1) }
 
-    private func json(_ result: ReplayResult) -> JSON {
+    private func json(_ result: ReplayResult, _ engine: EngineKind) -> JSON {
         let diverged = result.divergence.map(divergenceJSON) ?? .null
         return [
-            "engine": .string(engine.kind.rawValue), "started_at": JSON(result.start.rawValue),
+            "engine": .string(engine.rawValue), "started_at": JSON(result.start.rawValue),
             "exits": JSON(result.exits), "diverged": diverged,
             "state_digest": JSON(result.digests?.state.description),
             "memory_digest": JSON(result.digests?.memory.description),
             "memory_digest_strict": JSON(result.digests?.memoryStrict.description),
             "end_compared": .bool(result.comparedEnd), "landings": JSON(result.landing.landings),
-            "arrivals": JSON(result.landing.arrivals), "overshoots": JSON(result.landing.overshoots),
+            "counted": JSON(result.landing.counted), "arrivals": JSON(result.landing.arrivals), "overshoots": JSON(result.landing.overshoots),
             "seconds": .number(result.seconds),
         ]
     }

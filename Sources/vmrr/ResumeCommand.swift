@@ -16,15 +16,17 @@ struct ResumeCommand: ParsableCommand {
 
     @OptionGroup var trace: TraceArgument
 
-    @Option(help: ArgumentHelp("The exit to go on after. Default: the first of the trace, which for a snapshot is where "
+    @Option(help: ArgumentHelp("The exit to go on after, or mark:NAME. Default: the first of the trace, which for a snapshot is where "
         + "it was cut.", valueName: "exit"))
-    var at: UInt64?
+    var at: ExitArgument?
 
     @Option(name: .shortAndLong, help: ArgumentHelp("Record the branch into this trace.", valueName: "file"))
     var output: String?
 
     @Flag(help: "Replace the trace of -o if it exists.")
     var force = false
+
+    @OptionGroup var engine: EngineOption
 
     @OptionGroup var world: WorldOptions
 
@@ -54,13 +56,14 @@ struct ResumeCommand: ParsableCommand {
             if let output { try SnapshotCommand.refuse(writing: output, over: path) }
             let policy = try checkpoints.policy()
             let reader = try TraceReader(path: path)
-            let (system, capabilities) = try openKVM()
+            let host = try engine.open(for: reader.description())
+            options.live.clock = world.clock(on: host)
             let stopper = Stopper()
             options.started = { stopper.attach($0) }
             let watch = SignalWatch { stopper.stop() }
-            let timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, withDevices: true)
+            let timeline = try Timeline(reader: reader, host: host, withDevices: true)
             stopper.attach(timeline.stopper)
-            if let at { try timeline.seek(to: ExitNumber(at)) }
+            if let at { try timeline.seek(to: at.exit(in: reader)) }
             let start = timeline.position.exit
             let machine = try timeline.goLive()
             let result = try withExtendedLifetime((watch, timeline)) {
@@ -73,15 +76,15 @@ struct ResumeCommand: ParsableCommand {
                                                identity: reader.identity, exit: start)
                 return try recording.record(machine, options: options)
             }
-            report(result, from: start)
+            report(result, host.kind, from: start)
             return status(of: result.ending)
         }
     }
 
-    private func report(_ result: RunResult, from start: ExitNumber) {
+    private func report(_ result: RunResult, _ engine: EngineKind, from start: ExitNumber) {
         if json {
             write(JSON.object([
-                ("trace", JSON(output)), ("engine", "kvm"), ("from", JSON(start.rawValue)),
+                ("trace", JSON(output)), ("engine", .string(engine.rawValue)), ("from", JSON(start.rawValue)),
                 ("exits", JSON(result.exits - start.rawValue)), ("last_exit", JSON(result.exits)),
                 ("ended", .string(result.ending.name)), ("guest_status", JSON(result.ending.guestStatus)),
                 ("state_digest", JSON(result.digests?.state.description)),

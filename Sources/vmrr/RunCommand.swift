@@ -15,17 +15,18 @@ struct RunCommand: ParsableCommand {
         try reporting {
             let configuration = try guest.machine()
             var options = try guest.world.runOptions()
-            let (system, capabilities) = try openKVM()
+            let host = try guest.engine.open()
+            options.live.clock = guest.world.clock(on: host)
             if json { options.consoleDescriptor = 2 }
             options.notice = { say("vmrr: \($0)") }
             let stopper = Stopper()
             options.started = { stopper.attach($0) }
             let watch = SignalWatch { stopper.stop() }
             let result = try withExtendedLifetime(watch) {
-                try guest.naming { try Recorder.run(configuration, system: system, capabilities: capabilities, options: options) }
+                try guest.naming { try Recorder.run(configuration, on: host, options: options) }
             }
             if json {
-                write(report(result).text() + "\n")
+                write(report(result, host.kind).text() + "\n")
             } else {
                 say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
             }
@@ -33,9 +34,9 @@ struct RunCommand: ParsableCommand {
         }
     }
 
-    private func report(_ result: RunResult) -> JSON {
+    private func report(_ result: RunResult, _ engine: EngineKind) -> JSON {
         [
-            "engine": .string(guest.engine.kind.rawValue), "exits": JSON(result.exits), "ended": .string(result.ending.name),
+            "engine": .string(engine.rawValue), "exits": JSON(result.exits), "ended": .string(result.ending.name),
             "guest_status": JSON(result.ending.guestStatus), "seconds": .number(result.seconds),
         ]
     }
@@ -44,7 +45,7 @@ struct RunCommand: ParsableCommand {
 /// The status with which a command that ran a guest ends.
 func status(of ending: Ending) -> Status {
     switch ending {
-    case .debugExit, .tripleFault: ending.isFailure ? .guestFailed : .done
+    case .debugExit, .tripleFault, .panic: ending.isFailure ? .guestFailed : .done
     case .powerOff, .reset, .halted, .stopped, .endOfTrace: .done
     case .deadline, .traceFull: .other
     case .hostLimit: .hostLacks
@@ -56,6 +57,7 @@ func describe(_ ending: Ending) -> String {
     case .debugExit(0): "the guest ended with success"
     case .debugExit(let value): "the guest failed with \(value)"
     case .tripleFault: "the guest ended in a triple fault"
+    case .panic: "the guest's kernel panicked"
     case .powerOff: "the guest switched the machine off"
     case .reset: "the guest reset the machine"
     case .halted: "the guest halted with nothing to wake it"

@@ -14,14 +14,16 @@ struct SnapshotCommand: ParsableCommand {
 
     @OptionGroup var trace: TraceArgument
 
-    @Option(help: ArgumentHelp("The exit at which the new trace begins.", valueName: "exit"))
-    var at: UInt64
+    @Option(help: ArgumentHelp("The exit at which the new trace begins, or mark:NAME.", valueName: "exit"))
+    var at: ExitArgument
 
-    @Option(help: ArgumentHelp("The exit after which it ends; without it, the end of the old trace.", valueName: "exit"))
-    var to: UInt64?
+    @Option(help: ArgumentHelp("The exit after which it ends, or mark:NAME; without it, the end of the old trace.", valueName: "exit"))
+    var to: ExitArgument?
 
     @Option(name: [.short, .long], help: ArgumentHelp("The new trace.", valueName: "file"))
     var output: String
+
+    @OptionGroup var engine: EngineOption
 
     @Flag(help: "Replace an existing file.")
     var force = false
@@ -34,15 +36,15 @@ struct SnapshotCommand: ParsableCommand {
             let path = try trace.path()
             try Self.refuse(writing: output, over: path)
             let reader = try TraceReader(path: path)
-            let (system, capabilities) = try openKVM()
-            let timeline = try Timeline(reader: reader, system: system, capabilities: capabilities, withDevices: true)
+            let host = try engine.open(for: reader.description())
+            let timeline = try Timeline(reader: reader, host: host, withDevices: true)
             let stopper = Stopper()
             let watch = SignalWatch { stopper.stop() }
             defer { withExtendedLifetime(watch) {} }
             stopper.attach(timeline.stopper)
             var progress = ProgressBar("cutting")
             timeline.progress = { progress.update($0) }
-            let snapshot = Snapshot(start: ExitNumber(at), end: to.map { ExitNumber($0) })
+            let snapshot = Snapshot(start: try at.exit(in: reader), end: try to.map { try $0.exit(in: reader) })
             try snapshot.write(from: timeline, named: URL(fileURLWithPath: path).lastPathComponent, to: output,
                                overwrite: force)
             progress.finish()

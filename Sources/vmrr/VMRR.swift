@@ -23,7 +23,7 @@ struct VMRR: ParsableCommand {
         subcommands: [
             DoctorCommand.self, GuestsCommand.self, RunCommand.self, RecordCommand.self, ReplayCommand.self,
             ResumeCommand.self, SnapshotCommand.self, PackCommand.self, VerifyCommand.self, InfoCommand.self,
-            CheckpointsCommand.self, EventsCommand.self,
+            CheckpointsCommand.self, EventsCommand.self, ExportCommand.self,
             StateCommand.self, BisectCommand.self, WritesCommand.self, DiffCommand.self, DivergeCommand.self,
         ])
 }

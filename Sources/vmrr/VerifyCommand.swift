@@ -22,6 +22,8 @@ struct VerifyCommand: ParsableCommand {
     @Option(help: ArgumentHelp("Verify only the i-th of n shares of the intervals, from 0: 0/8 to 7/8.", valueName: "i/n"))
     var shard: String?
 
+    @OptionGroup var engine: EngineOption
+
     @Flag(help: "Print a report in JSON on standard output.")
     var json = false
 
@@ -37,8 +39,7 @@ struct VerifyCommand: ParsableCommand {
                 return shard
             } ?? .all
             let reader = try TraceReader(path: path)
-            let (system, capabilities) = try openKVM()
-            let verifier = try Verifier(reader: reader, system: system, capabilities: capabilities)
+            let verifier = try Verifier(reader: reader, host: engine.open(for: reader.description()))
             let stopper = Stopper()
             let watch = SignalWatch { stopper.stop() }
             defer { withExtendedLifetime(watch) {} }

@@ -1,15 +1,34 @@
 import ArgumentParser
+import Foundation
 import Recorder
 import VMCore
 
 /// What surrounds a live guest: the same options for every command that runs one.
 struct WorldOptions: ParsableArguments {
-    @Option(help: ArgumentHelp("Where the first serial line leads: stdio (Ctrl-a x quits), file:PATH (output only), "
+    @Option(help: ArgumentHelp("Where the first serial line leads: stdio (Ctrl-a x quits, Ctrl-a ? lists the keys), file:PATH (output only), "
         + "script:PATH (timed input), none.", valueName: "where"))
     var serial: String = "stdio"
 
     @Option(help: ArgumentHelp("Ends the run after this time, such as 30s or 5min.", valueName: "time"))
     var deadline: String?
+
+    @Option(help: ArgumentHelp("With --engine soft: so many millions of the guest's instructions are a second of its "
+        + "time.", valueName: "n"))
+    var mips: UInt64 = MachineClock.defaultMillionsPerSecond
+
+    @Flag(help: "With --engine soft: the guest's time is the host's, as under KVM. Default at a terminal.")
+    var realtime = false
+
+    /// What the guest's time is made of. Instructions make the same run of the same input; a person at the terminal
+    /// expects the time on the wall.
+    func clock(on host: EngineHost) -> MachineClock.Source {
+        let isInteractive = serial == "stdio" && isatty(0) != 0
+        return host.kind == .soft && !realtime && !isInteractive ? .instructions(millionsPerSecond: mips) : .host
+    }
+
+    func validate() throws {
+        guard (1...100_000).contains(mips) else { throw ValidationError("--mips takes 1 to 100000") }
+    }
 
     func runOptions() throws -> RunOptions {
         var options = RunOptions()

@@ -4,9 +4,9 @@ import Testing
 extension EndToEnd {
     /// Point 8: what a host lacks is said together with what to do about it.
     @Suite struct Hosts {
-        /// Commands that need KVM.
+        /// Commands that want KVM and nothing else.
         static let commands = [
-            ["doctor"], ["doctor", "--json"], ["run", "--guest", "hello"], ["record", "--guest", "hello", "-o", "no.vmrr"],
+            ["run", "--engine", "kvm", "--guest", "hello"], ["record", "--engine", "kvm", "--guest", "hello", "-o", "no.vmrr"],
         ]
 
         /// A mount namespace whose /dev is what `script` makes of an empty folder.
@@ -45,6 +45,28 @@ extension EndToEnd {
             #expect(output.status == 69, "\(output)")
         }
 
+        @Test(.needsRoot) func doctorSaysWhatIsMissingAndWhatIsThere() throws {
+            let output = try Vmrr.run(["doctor"], around: Self.dev("true"))
+            #expect(output.status == 69 && output.text.contains("modprobe") && output.text.contains("soft engine"), "\(output)")
+            let report = try Vmrr.run(["doctor", "--json"], around: Self.dev("true"))
+            #expect(report.status == 69 && report.json["kvm"].bool == false, "\(report)")
+            #expect(report.json["instructions_per_second"]["soft"].double ?? 0 > 1e6, "\(report)")
+        }
+
+        /// Without a word about an engine, the one that is there runs the guest, and that is said in one line.
+        @Test(.needsRoot) func theSoftEngineTakesOver() throws {
+            let world = Self.dev("true")
+            let ran = try Vmrr.run(["run", "--guest", "hello", "--serial", "none"], around: world)
+            #expect(ran.status == 0 && ran.errors.contains("soft engine"), "\(ran)")
+            #expect(ran.errors.split(separator: "\n").count == 2, "one line more than the result's: \(ran)")
+            let trace = try record(.builtIn("ticker", "ticks=50"), around: world)
+            #expect(trace.status == 0 && trace.report["engine"].string == "soft", "\(trace.output)")
+            for command in [["replay", trace.path], ["verify", trace.path], ["state", trace.path, "--at", "20"]] {
+                let output = try Vmrr.run(command, around: world)
+                #expect(output.status == 0, "\(output)")
+            }
+        }
+
         @Test(.enabled("this host has KVM") { KVM.obstacle != nil }, arguments: commands)
         func asTheyAre(_ command: [String]) throws {
             let output = try Vmrr.run(command)
@@ -59,7 +81,7 @@ extension EndToEnd {
             let trace = try record(.builtIn("hello"))
             #expect(try Vmrr.run(["info", trace.path], around: Self.dev("true")).status == 0)
             #expect(try Vmrr.run(["events", trace.path], around: Self.dev("true")).status == 0)
-            let output = try Vmrr.run(["replay", trace.path], around: Self.dev("true"))
+            let output = try Vmrr.run(["replay", trace.path, "--engine", "kvm"], around: Self.dev("true"))
             #expect(output.status == 69 && output.errors.contains("modprobe"), "\(output)")
         }
     }

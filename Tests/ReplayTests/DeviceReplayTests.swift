@@ -24,7 +24,7 @@ final class RecordedGuest {
         let kvm = try KVM()
         var recording = Recording(path: path, guest: name, commandLine: [], version: "test")
         recording.checkpoints = CheckpointPolicy(checkpoints)
-        result = try recording.record(configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
+        result = try recording.record(configuration, on: kvm.host, options: options)
     }
 
     deinit { try? FileManager.default.removeItem(atPath: path) }
@@ -36,7 +36,7 @@ final class RecordedGuest {
     /// With devices.
     func timeline() throws -> Timeline {
         let kvm = try KVM()
-        return try Timeline(reader: reader(), system: kvm.system, capabilities: kvm.capabilities, withDevices: true)
+        return try Timeline(reader: reader(), host: kvm.host, withDevices: true)
     }
 }
 

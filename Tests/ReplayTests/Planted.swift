@@ -46,19 +46,17 @@ struct Planted {
         options.serial = .none
         let recording = Recording(path: path + ".plain", guest: "planted", commandLine: [], version: "test")
         let result = try recording.record(
-            configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
+            configuration, on: kvm.host, options: options)
         #expect(result.ending == .debugExit(0), "the guest does its rounds: \(result.ending)")
         let snapshot = Snapshot(start: .start, checkpointInterval: interval)
         let plain = try Timeline(
-            reader: TraceReader(path: path + ".plain"), system: kvm.system, capabilities: kvm.capabilities,
-            withDevices: true)
+            reader: TraceReader(path: path + ".plain"), host: kvm.host, withDevices: true)
         try snapshot.write(from: plain, named: "planted", to: path)
     }
 
     func timeline(withDevices: Bool = false) throws -> Timeline {
         try Timeline(
-            reader: TraceReader(path: path), system: kvm.system, capabilities: kvm.capabilities,
-            withDevices: withDevices)
+            reader: TraceReader(path: path), host: kvm.host, withDevices: withDevices)
     }
 
     func predicate(_ source: String) throws -> GuestPredicate { try GuestPredicate(source, symbols: symbols) }
@@ -82,21 +80,21 @@ struct Planted {
         var position: Position
         /// Linear address of the instruction.
         var address: UInt64
-        /// The RIP of the interrupt that entered last before it.
-        var interruptedAt: UInt64?
+        /// The interrupt that entered last before it, by its number among the trace's events.
+        var interrupt: UInt64?
     }
 
     /// Runs the guest again, instruction by instruction, on an engine of its own and with nothing of Timeline or
     /// ReplayEnvironment: answers come from the trace's events, and interrupts enter where the registers are the
     /// recorded ones.
     func log(until condition: (Look) throws -> Bool) throws -> Found? {
-        let engine = try configuration.build(system: kvm.system, capabilities: kvm.capabilities).engine
+        let engine = try configuration.build(on: kvm.host).engine
         var events = try Events(path)
         var position = Position(exit: .start)
-        var interruptedAt: UInt64?
+        var interrupt: UInt64?
         while let next = events.next {
             if next.isEntry, try isDue(next, engine, at: position) {
-                interruptedAt = try engine.registers().linearRIP
+                interrupt = next.sequence
                 try deliver(UInt8(next.identity.address), to: engine)
                 try events.advance()
                 continue
@@ -106,7 +104,7 @@ struct Planted {
             case .debug:
                 position.instructions += 1
                 if try condition(Look(engine: engine)) {
-                    return Found(position: position, address: address, interruptedAt: interruptedAt)
+                    return Found(position: position, address: address, interrupt: interrupt)
                 }
             case .exit(var exit):
                 let event = try #require(events.next)
@@ -118,7 +116,7 @@ struct Planted {
                 if case .exit? = try engine.settle() { throw Failure("an instruction with two exits") }
                 try events.advance()
                 if try condition(Look(engine: engine, exit: exit)) {
-                    return Found(position: position, address: address, interruptedAt: interruptedAt)
+                    return Found(position: position, address: address, interrupt: interrupt)
                 }
             default: continue
             }
@@ -178,7 +176,8 @@ struct Planted {
 }
 
 extension TraceEvent {
-    fileprivate var isEntry: Bool {
+    /// Whether an interrupt enters.
+    var isEntry: Bool {
         [.interruptAtExit, .interruptAtWindow, .interruptAtAnchor].contains(identity.kind)
     }
 }

@@ -10,6 +10,7 @@ import VMCore
 struct KVM {
     var system: KVMSystem
     var capabilities: EngineCapabilities
+    var host: EngineHost { .kvm(system, capabilities) }
 
     init() throws {
         system = try KVMSystem()
@@ -28,7 +29,7 @@ struct KVM {
     }()
 
     func timeline(_ path: String) throws -> Timeline {
-        try Timeline(reader: TraceReader(path: path), system: system, capabilities: capabilities)
+        try Timeline(reader: TraceReader(path: path), host: host)
     }
 }
 
@@ -83,7 +84,7 @@ enum Guests {
             ? .script(try SerialScript(parsing: "expect \"ends\" \"hello\\r\"\n+20ms \"quit\\r\"\n")) : .none
         let plain = interval == nil ? path : path + ".plain"
         let recording = Recording(path: plain, guest: name, commandLine: [], version: "test")
-        _ = try recording.record(configuration, system: kvm.system, capabilities: kvm.capabilities, options: options)
+        _ = try recording.record(configuration, on: kvm.host, options: options)
         guard let interval else { return }
         let timeline = try kvm.timeline(plain)
         try Snapshot(start: .start, checkpointInterval: interval).write(from: timeline, named: name, to: path)

@@ -152,7 +152,7 @@ public enum Multiboot {
             memory.write(module.content, at: .init(start))
             placed.append((start, start + UInt64(module.content.count), module.commandLine))
         }
-        let map = memoryMap(memory)
+        let map = MemoryMapEntry.all(of: memory.map)
         let strings = commandLine.utf8.count + modules.reduce(0) { $0 + $1.commandLine.utf8.count + 1 } + 16
         let base = try place.reserve(128 + 16 * modules.count + 24 * map.count + strings, preferLow: true)
 
@@ -162,7 +162,7 @@ public enum Multiboot {
             defer { cursor += UInt64(bytes.count) }
             return UInt32(truncatingIfNeeded: cursor)
         }
-        let mapBytes = map.flatMap { UInt32(20).bytes + $0.base.bytes + $0.length.bytes + $0.type.bytes }
+        let mapBytes = map.flatMap { UInt32(20).bytes + $0.bytes }
         let mapAddress = put(mapBytes)
         let moduleTexts = placed.map { put(Array($0.text.utf8) + [0]) }
         let lineAddress = put(Array(commandLine.utf8) + [0])
@@ -173,12 +173,11 @@ public enum Multiboot {
                 + UInt32(0).bytes
         })
 
-        let upper = memory.map.regions.filter { $0.address.rawValue < 4 << 30 }.map(\.end.rawValue).max() ?? 0
         // Flags: memory, command line, modules, memory map, loader name.
         var info = [UInt32](repeating: 0, count: 29)
         info[0] = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9
         info[1] = 639
-        info[2] = UInt32(max(upper, 1 << 20) - 1 << 20) / 1024
+        info[2] = UInt32(max(memory.map.lowEnd, 1 << 20) - 1 << 20) / 1024
         info[4] = lineAddress
         info[5] = UInt32(modules.count)
         info[6] = moduleAddress
@@ -187,18 +186,6 @@ public enum Multiboot {
         info[16] = nameAddress
         memory.write(info.flatMap(\.bytes), at: .init(base))
         return base
-    }
-
-    /// The memory map as a PC BIOS reports it: 639 KiB of base memory, RAM from 1 MiB up.
-    private static func memoryMap(_ memory: GuestMemory) -> [(base: UInt64, length: UInt64, type: UInt32)] {
-        var map: [(base: UInt64, length: UInt64, type: UInt32)] = [
-            (0, 0x9FC00, 1), (0x9FC00, 0x400, 2), (0xF0000, 0x10000, 2),
-        ]
-        for region in memory.map.regions where region.end.rawValue > 1 << 20 {
-            let start = max(region.address.rawValue, 1 << 20)
-            map.append((start, region.end.rawValue - start, 1))
-        }
-        return map
     }
 
     private static func entryState(_ entry: UInt32, info: UInt64) -> CPUState {

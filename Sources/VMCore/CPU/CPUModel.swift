@@ -47,6 +47,8 @@ public enum TimestampPolicy: String, Codable, CaseIterable, Sendable {
     case trap
     /// CPUID offers one and the guest reads the host's, unrecorded.
     case pass
+    /// CPUID offers one, and the engine records each read: the soft engine alone can.
+    case record
 }
 
 /// The processor that a guest sees: fixed for the life of a trace and stored in it.

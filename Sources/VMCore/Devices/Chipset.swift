@@ -13,11 +13,15 @@
 /// | 0x510-0x511 | firmware configuration |
 /// | 0x600-0x60b | ACPI (IRQ 9) |
 ///
+/// In memory, if configured: the event timer at 0xfed00000 (I/O APIC pins 16 to 23, or IRQ 0 and 8 in place of timer and
+/// clock) and the test device's window.
+///
 /// Unclaimed ports read as all ones and swallow writes. An access of two or four bytes reaches byte-wide devices as
 /// bytes at rising ports, all at the same moment; the selector of the firmware configuration and the debug exit take it
 /// whole. 0xcf9 answers to byte accesses only: it lies inside PCI's configuration address register.
 public struct Chipset: Device {
     private enum IRQ {
+        static let timer = 0
         static let keyboard = 1
         static let com1 = 4
         static let rtc = 8
@@ -32,6 +36,8 @@ public struct Chipset: Device {
     private var acpi: ACPIPowerManagement
     private var firmware: FirmwareConfig
     private var test: TestDevice?
+    /// Nil also in recordings of versions that had none.
+    private var hpet: HPET?
 
     /// What the guest asked for first since `takeRequest`.
     public private(set) var request: PowerRequest?
@@ -43,15 +49,17 @@ public struct Chipset: Device {
         acpi = ACPIPowerManagement(isTimer32Bit: configuration.isPMTimer32Bit)
         firmware = FirmwareConfig(contents: configuration.firmwareContents)
         test = configuration.testDevice ? TestDevice() : nil
+        hpet = configuration.hpet ? HPET() : nil
     }
 
     // MARK: Time
 
     public func nextDeadline(after now: Nanoseconds) -> Nanoseconds? { deadline(after: now, timer: true) }
 
-    /// With `timer` false, the next moment that isn't the interval timer's.
+    /// With `timer` false, the next moment that isn't that of the timer on IRQ 0.
     private func deadline(after now: Nanoseconds, timer: Bool) -> Nanoseconds? {
-        var deadline = timer ? pit.nextDeadline(after: now) : nil
+        let replaces = replacesLegacyTimers
+        var deadline = timer && !replaces ? pit.nextDeadline(after: now) : nil
         func consider(_ other: Nanoseconds?) {
             guard let other else { return }
             deadline = min(deadline ?? other, other)
@@ -59,6 +67,7 @@ public struct Chipset: Device {
         consider(rtc.nextDeadline(after: now))
         consider(com1.nextDeadline(after: now))
         consider(acpi.nextDeadline(after: now))
+        consider(hpet?.nextDeadline(after: now, timer0: timer || !replaces))
         return deadline
     }
 
@@ -71,6 +80,7 @@ public struct Chipset: Device {
         rtc.advance(to: now)
         com1.advance(to: now)
         acpi.advance(to: now)
+        hpet?.advance(to: now)
     }
 
     // MARK: Ports
@@ -163,37 +173,93 @@ public struct Chipset: Device {
 
     // MARK: Memory
 
-    /// Whether a device here answers at guest physical `address`.
-    public func ownsMMIO(_ address: UInt64) -> Bool {
-        address &- TestDevice.windowBase < UInt64(TestDevice.windowSize) && test != nil
+    private enum Window {
+        case hpet(offset: UInt64)
+        case test(offset: UInt64)
     }
+
+    private func window(at address: UInt64) -> Window? {
+        let inHPET = address &- HPET.address.rawValue
+        if inHPET < HPET.size, hpet != nil { return .hpet(offset: inHPET) }
+        let inTest = address &- TestDevice.windowBase
+        return inTest < UInt64(TestDevice.windowSize) && test != nil ? .test(offset: inTest) : nil
+    }
+
+    /// Whether a device here answers at guest physical `address`.
+    public func ownsMMIO(_ address: UInt64) -> Bool { window(at: address) != nil }
 
     /// Answers a load of `size` bytes (1 to 8); all ones where no device is.
     public mutating func readMMIO(_ address: UInt64, size: Int, at now: Nanoseconds) -> UInt64 {
-        guard ownsMMIO(address) else { return size >= 8 ? .max : (1 << UInt64(8 &* max(size, 0))) &- 1 }
-        return test?.readWindow(offset: address &- TestDevice.windowBase, size: size) ?? 0
+        switch window(at: address) {
+        case .hpet(let offset): hpet?.readMMIO(offset: offset, size: size, at: now) ?? 0
+        case .test(let offset): test?.readWindow(offset: offset, size: size) ?? 0
+        case nil: size >= 8 ? .max : (1 << UInt64(8 &* max(size, 0))) &- 1
+        }
     }
 
     /// Takes a store of the low `size` bytes (1 to 8) of `value`.
     public mutating func writeMMIO(_ address: UInt64, size: Int, value: UInt64, at now: Nanoseconds) {
-        guard ownsMMIO(address) else { return }
-        test?.writeWindow(offset: address &- TestDevice.windowBase, size: size, value: value)
+        switch window(at: address) {
+        case .hpet(let offset): hpet?.writeMMIO(offset: offset, size: size, value: value, at: now)
+        case .test(let offset): test?.writeWindow(offset: offset, size: size, value: value)
+        case nil: break
+        }
     }
 
     // MARK: Outputs
 
     /// Levels of the interrupt lines, bit n for IRQ n: keyboard 1, COM1 4, clock 8, ACPI 9. The timer's are pulses, by
-    /// `takeTimerTicks`; the test device's may be any, by `takeTestLineChanges`.
+    /// `takeTimerTicks`, and so may the event timer's be, by `takeHPETEdges`; the test device's may be any, by
+    /// `takeTestLineChanges`.
     @inline(__always) public var isaLines: UInt32 {
-        (keyboard.irq ? 1 << IRQ.keyboard : 0) | (com1.irq ? 1 << IRQ.com1 : 0) | (rtc.irq ? 1 << IRQ.rtc : 0)
+        (keyboard.irq ? 1 << IRQ.keyboard : 0) | (com1.irq ? 1 << IRQ.com1 : 0)
             | (acpi.irq ? 1 << ACPIPowerManagement.sciIRQ : 0)
+            | (replacesLegacyTimers ? hpetISALines : rtc.irq ? 1 << IRQ.rtc : 0)
+    }
+
+    @inline(__always) private var replacesLegacyTimers: Bool { hpet != nil && hpet!.replacesLegacyTimers }
+
+    private var hpetISALines: UInt32 {
+        guard let hpet else { return 0 }
+        return (hpet.output(0) ? 1 << IRQ.timer : 0) | (hpet.output(1) ? 1 << IRQ.rtc : 0)
+    }
+
+    /// The I/O APIC pins that the event timer holds high, a bit each.
+    @inline(__always) var hpetPins: UInt32 { hpet == nil ? 0 : hpetPinLevels }
+
+    @inline(never) private var hpetPinLevels: UInt32 {
+        guard let hpet else { return 0 }
+        return (0..<HPET.timerCount).reduce(0) { pins, index in
+            guard let pin = hpet.pin(index), hpet.output(index) else { return pins }
+            return pins | 1 << UInt32(pin)
+        }
+    }
+
+    @inline(__always) var hasHPETEdges: Bool { hpet != nil && hpet!.hasEdges }
+
+    /// The ISA lines and the I/O APIC pins, a bit each, on which the event timer has made a rising edge since the last
+    /// call.
+    mutating func takeHPETEdges() -> (isaLines: UInt32, pins: UInt32) {
+        guard let edges = hpet?.takeEdges(), edges != 0, let hpet else { return (0, 0) }
+        var (lines, pins): (UInt32, UInt32) = (0, 0)
+        for index in 0..<HPET.timerCount where edges >> UInt8(index) & 1 != 0 {
+            if let pin = hpet.pin(index) {
+                pins |= 1 << UInt32(pin)
+            } else if hpet.replacesLegacyTimers, index < 2 {
+                lines |= 1 << (index == 0 ? IRQ.timer : IRQ.rtc)
+            }
+        }
+        return (lines, pins)
     }
 
     /// Whether the guest has masked NMI by bit 7 of port 0x70.
     public var isNMIDisabled: Bool { rtc.isNMIDisabled }
 
     /// The number of rising edges on IRQ 0 since the last call, up to the last `advance`.
-    public mutating func takeTimerTicks() -> Int { pit.takeTicks() }
+    public mutating func takeTimerTicks() -> Int {
+        let ticks = pit.takeTicks()
+        return replacesLegacyTimers ? 0 : ticks
+    }
 
     @inline(__always) var hasTestLineChanges: Bool { test != nil && test!.hasLineChanges }
 
@@ -246,6 +312,7 @@ public struct Chipset: Device {
         board = SystemPorts()
         acpi.reset(at: now)
         firmware.reset()
+        if hpet != nil { hpet = HPET() }
         request = nil
     }
 }

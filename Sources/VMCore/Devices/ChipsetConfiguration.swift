@@ -8,6 +8,8 @@ public struct ChipsetConfiguration: Codable, Equatable, Sendable {
     public var wallClockStart: Int64
     /// Whether the device that kvm-unit-tests expect is there. It takes port 0xe9 from the debug console.
     public var testDevice = false
+    /// Whether there is a high precision event timer.
+    public var hpet = false
     public var cpuCount: UInt16 = 1
     public var maxCPUs: UInt16 = 1
     /// Whether the ACPI timer counts 32 bits or 24.

@@ -7,13 +7,16 @@
 /// After power-up LINT0 is ExtINT and LINT1 is NMI, both unmasked, as PC firmware leaves the boot processor: the 8259
 /// works with no set-up. All else is the state of SDM Vol. 3A, 11.4.7.1.
 public struct LocalAPIC: Device {
+    /// Where the page lies after power-up.
+    public static let defaultAddress = GuestPhysicalAddress(0xfee0_0000)
+
     /// IA32_APIC_BASE (SDM Vol. 3A, 11.4.4).
     package enum Base {
         package static let bootProcessor: UInt64 = 1 << 8
         package static let x2APIC: UInt64 = 1 << 10
         package static let enable: UInt64 = 1 << 11
         package static let addressMask: UInt64 = 0x000f_ffff_ffff_f000
-        package static let reset: UInt64 = 0xfee0_0000 | enable | bootProcessor
+        package static let reset: UInt64 = defaultAddress.rawValue | enable | bootProcessor
     }
 
     /// Spurious-interrupt vector register (SDM Vol. 3A, 11.9).

@@ -4,6 +4,8 @@ public struct Platform: Device {
     public internal(set) var chipset: Chipset
     /// The level lines as they were last passed on.
     private var lines: UInt32 = 0
+    /// The event timer's I/O APIC pins, likewise.
+    private var hpetPins: UInt32 = 0
     /// The machine time that the devices were given last; see `DeviceInput`.
     public internal(set) var time = Nanoseconds(0)
     /// Whether the processor waits for an interrupt: it has executed HLT and nothing has entered since. KVM without
@@ -15,13 +17,14 @@ public struct Platform: Device {
         chipset = Chipset(configuration)
     }
 
-    private enum CodingKeys: String, CodingKey { case interrupts, chipset, lines, time, isHalted }
+    private enum CodingKeys: String, CodingKey { case interrupts, chipset, lines, hpetPins, time, isHalted }
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         interrupts = try values.decode(InterruptFabric.self, forKey: .interrupts)
         chipset = try values.decode(Chipset.self, forKey: .chipset)
         lines = try values.decode(UInt32.self, forKey: .lines)
+        hpetPins = try values.decodeIfPresent(UInt32.self, forKey: .hpetPins) ?? 0
         // Recordings of vmrr 0.1 don't say: they begin at power-on.
         time = try values.decodeIfPresent(Nanoseconds.self, forKey: .time) ?? Nanoseconds(0)
         isHalted = try values.decodeIfPresent(Bool.self, forKey: .isHalted) ?? false
@@ -51,8 +54,10 @@ public struct Platform: Device {
     /// Reads a hole in memory. Where no device answers, the bus floats: all ones.
     public mutating func readMMIO(_ address: GuestPhysicalAddress, size: Int, at now: Nanoseconds) -> UInt64 {
         if interrupts.ownsMMIO(address) { return interrupts.readMMIO(address: address, size: size, at: now) }
-        if chipset.ownsMMIO(address.rawValue) { return chipset.readMMIO(address.rawValue, size: size, at: now) }
-        return .max
+        guard chipset.ownsMMIO(address.rawValue) else { return .max }
+        let value = chipset.readMMIO(address.rawValue, size: size, at: now)
+        passLines(at: now)
+        return value
     }
 
     public mutating func writeMMIO(_ address: GuestPhysicalAddress, size: Int, value: UInt64, at now: Nanoseconds) {
@@ -60,6 +65,7 @@ public struct Platform: Device {
             interrupts.writeMMIO(address: address, size: size, value: value, at: now)
         } else if chipset.ownsMMIO(address.rawValue) {
             chipset.writeMMIO(address.rawValue, size: size, value: value, at: now)
+            passLines(at: now)
         }
     }
 
@@ -135,11 +141,32 @@ public struct Platform: Device {
         for change in chipset.takeTestLineChanges() { interrupts.setPin(change.gsi, level: change.level, at: now) }
     }
 
+    @inline(never) private mutating func passHPETEdges(at now: Nanoseconds) {
+        let edges = chipset.takeHPETEdges()
+        for line in 0..<16 where edges.isaLines >> UInt32(line) & 1 != 0 { interrupts.pulse(line, at: now) }
+        lines |= edges.isaLines
+        for pin in 0..<IOAPIC.pinCount where edges.pins >> UInt32(pin) & 1 != 0 {
+            interrupts.setPin(pin, level: false, at: now)
+            interrupts.setPin(pin, level: true, at: now)
+        }
+        hpetPins |= edges.pins
+    }
+
+    @inline(never) private mutating func passHPETPins(at now: Nanoseconds) {
+        let levels = chipset.hpetPins
+        for pin in 0..<IOAPIC.pinCount where (levels ^ hpetPins) >> UInt32(pin) & 1 != 0 {
+            interrupts.setPin(pin, level: levels >> UInt32(pin) & 1 != 0, at: now)
+        }
+        hpetPins = levels
+    }
+
     /// Passes changes of the chipset's lines to the interrupt controllers.
     private mutating func passLines(at now: Nanoseconds) {
         // Several ticks that were waited for together are one edge: as on a PC whose interrupts were off.
         if chipset.takeTimerTicks() > 0 { interrupts.pulse(0, at: now) }
         if chipset.hasTestLineChanges { passTestLines(at: now) }
+        if chipset.hasHPETEdges { passHPETEdges(at: now) }
+        if chipset.hpetPins != hpetPins { passHPETPins(at: now) }
         let levels = chipset.isaLines
         var changed = levels ^ lines
         guard changed != 0 else { return }

@@ -51,7 +51,9 @@ extension Platform {
             case 0x600...0x60B: true  // ACPI: fixed events and timer
             default: isWideAccess(identity)
             }
-        case .mmioRead, .mmioWrite: InterruptFabric.isTimerRegister(mmio: identity.address)
+        case .mmioRead, .mmioWrite:
+            InterruptFabric.isTimerRegister(mmio: identity.address)
+                || identity.address &- HPET.address.rawValue < HPET.size
         case .msrRead, .msrWrite: InterruptFabric.isTimerRegister(msr: identity.address)
         default: false
         }

@@ -30,6 +30,10 @@ public final class KVMEngine: Engine {
     private var debugMode = GuestDebug.off
     private var tracksWrites = false
     private var slots: [(region: MemoryLayoutMap.Region, bitmap: UnsafeMutableBufferPointer<UInt64>)] = []
+    /// Whether the soft engine executes the instructions that this KVM can't.
+    var assistsEmulation = true
+    public private(set) var assistedInstructions: UInt64 = 0
+    private var emulator: SoftEngine?
     private var timer: timer_t?
     private var armed: Nanoseconds?
 
@@ -145,6 +149,7 @@ public final class KVMEngine: Engine {
         case KVM_EXIT_DEBUG: return .debug
         case KVM_EXIT_SET_TPR: return .kicked
         case KVM_EXIT_INTR: return try interrupted()
+        case KVM_EXIT_INTERNAL_ERROR: return try assist()
         default: return .exit(try rareExit())
         }
     }
@@ -202,9 +207,43 @@ public final class KVMEngine: Engine {
         case KVM_EXIT_SHUTDOWN: return Exit(EventIdentity(kind: .shutdown))
         case KVM_EXIT_HYPERCALL: return Exit(EventIdentity(kind: .hypercall))
         case KVM_EXIT_FAIL_ENTRY: throw .failedEntry(reason: ckvm_fail_entry_reason(run))
-        case KVM_EXIT_INTERNAL_ERROR: throw try internalError()
         default: throw .unexpectedExit(reason: run.pointee.exit_reason)
         }
+    }
+
+    /// Has the soft engine execute the instruction that KVM could not, from the state before it. What it does is a function
+    /// of that state, so a replay needs no record of it.
+    ///
+    /// A kick may get lost meanwhile, so the guest comes back as if it had been kicked.
+    ///
+    /// - Throws: `HostError.cannotEmulate`, with nothing done, where the soft engine lacks the instruction as well, or where
+    ///   it reaches a device.
+    private func assist() throws(HostError) -> Arrival {
+        let failure = try internalError()
+        guard case .cannotEmulate = failure, assistsEmulation else { throw failure }
+        let wantsWindow = run.pointee.request_interrupt_window
+        let soft: SoftEngine
+        if let emulator {
+            soft = emulator
+        } else {
+            soft = try SoftEngine(memory: memory, model: model)
+            soft.trapsTimestamps = trapsTimestamps
+            emulator = soft
+        }
+        // Code that was decoded for an earlier instruction may have changed: KVM doesn't say what the guest writes.
+        soft.core.dropAllCode()
+        do throws(HostError) {
+            try soft.setState(state())
+            guard case .debug = try soft.enter(until: .step) else { throw failure }
+        } catch {
+            if error.isLackOfSoftEngine { throw failure }
+            throw error
+        }
+        soft.reportWrites { memory.noteMonitorWrite($0) }
+        try setState(soft.state())
+        run.pointee.request_interrupt_window = wantsWindow
+        assistedInstructions += 1
+        return debugMode == .singleStep ? .debug : .kicked
     }
 
     private func internalError() throws(HostError) -> HostError {

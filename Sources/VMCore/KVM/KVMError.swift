@@ -30,6 +30,9 @@ public enum HostError: Error, CustomStringConvertible {
     case cannotLand(String)
     case softEngineLacks(rip: UInt64, bytes: [UInt8])
     case softEngineLacksBreakpoints
+    case cannotRecordTimestamps
+    /// The trace holds what only the soft engine can give back.
+    case needsSoftEngine(String)
 
     /// Whether the soft engine came to something that it can't do, and another engine may.
     var isLackOfSoftEngine: Bool {
@@ -38,6 +41,17 @@ public enum HostError: Error, CustomStringConvertible {
         default: false
         }
     }
+
+    /// Whether KVM as a whole is missing, or out of reach.
+    public var isLackOfKVM: Bool {
+        switch self {
+        case .noDevice, .noPermission, .busy, .wrongVersion, .missing: true
+        default: false
+        }
+    }
+
+    /// The first half of the description: what is wrong, without what to do about it.
+    public var summary: String { String(description.prefix { $0 != ":" }) }
 
     public var description: String {
         switch self {
@@ -72,6 +86,10 @@ public enum HostError: Error, CustomStringConvertible {
         case .softEngineLacks(let rip, let bytes):
             "the soft engine lacks the guest's instruction at RIP 0x\(String(rip, radix: 16)): "
                 + bytes.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined(separator: " ")
+        case .cannotRecordTimestamps:
+            "--timestamps record needs --engine soft: stock KVM has no exit for RDTSC"
+        case .needsSoftEngine(let what):
+            "KVM can't replay \(what): use --engine soft"
         case .softEngineLacksBreakpoints:
             "the soft engine lacks breakpoints in the guest's own debug registers"
         }

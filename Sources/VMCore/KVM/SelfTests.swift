@@ -14,6 +14,10 @@ public struct SelfTestResult: Codable, Sendable {
     public var outcome: Outcome
     /// What was seen, and what follows from it.
     public var detail: String
+
+    public init(name: String, outcome: Outcome, detail: String) {
+        (self.name, self.outcome, self.detail) = (name, outcome, detail)
+    }
 }
 
 /// Tries out what this host's KVM really does, with guests of a few instructions and a deadline each.
@@ -77,6 +81,7 @@ public struct SelfTests {
         memory.write(code, at: .init(Self.code))
         memory.write(handler, at: .init(Self.handler))
         let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: EngineCapabilities())
+        engine.assistsEmulation = false
         try engine.setState(state(mode, memory))
         return engine
     }
@@ -251,11 +256,12 @@ public struct SelfTests {
         let engine = try machine(write(0x50) + report(1) + write(0x60) + report(2) + write(0x50) + report(3), .real)
         try engine.trackWrites()
         try engine.takeWrittenPages { _ in }
-        for (value, page) in [(1, 5), (2, 6), (3, 5)] as [(UInt64, Int)] {
+        for (value, page, other) in [(1, 5, 6), (2, 6, 5), (3, 5, 6)] as [(UInt64, Int, Int)] {
             guard see(engine, .none) == .exit(.portWrite, value: value) else { return false }
-            var written: [Int] = []
-            try engine.takeWrittenPages { written.append($0) }
-            if written != [page] { return false }
+            var written: Set<Int> = []
+            try engine.takeWrittenPages { written.insert($0) }
+            // A page that is mapped for its first use, which may be a fetch, can be reported too.
+            if !written.contains(page) || written.contains(other) { return false }
         }
         return true
     }
@@ -306,7 +312,7 @@ public struct SelfTests {
         let failing = try instructionsThatFail()
         add("instructions at CPL 0", failing.isEmpty, "all that were tried run",
             "not emulated: \(failing.joined(separator: ", ")); a guest that uses one ends there", gap: true)
-        add("dirty pages", try writesAreReported(), "the bitmap has each page that was written, and no other",
+        add("dirty pages", try writesAreReported(), "the bitmap has each page that was written",
             "pages are written unnoticed: positions between exits and checkpoints would be wrong", gap: true)
         return (found, results)
     }

@@ -15,6 +15,8 @@ public struct LiveOptions: Sendable {
     public var deadline: Nanoseconds?
     /// Delays timer interrupts by random spans made from this seed.
     public var timingSeed: UInt64?
+    /// What machine time is made of.
+    public var clock = MachineClock.Source.host
 
     public init() {}
 }
@@ -24,14 +26,17 @@ public final class LiveEnvironment: Environment {
     public private(set) var platform: Platform
     public let serial: SerialPort
     public let options: LiveOptions
-    /// The end of the run, in machine time.
+    /// The end of the run, a moment of the host's clock.
     private let deadline: Nanoseconds?
     private let engine: any Engine
-    /// When machine time was 0.
-    private let start: Nanoseconds
-    /// Machine time at which this run began.
-    private let began: Nanoseconds
+    private var clock: MachineClock
+    /// The host's time at which this run began.
+    private let began = hostTime()
+    /// Whether the engine counts instructions, so that every point is a position that replay finds at once.
+    public let isExact: Bool
     private var random: SeededGenerator?
+    /// What RDRAND and RDSEED return: with instructions as the clock the same in each run.
+    private var entropy: SeededGenerator
 
     /// Whether what the devices are given is kept for `takeDeviceInputs`.
     public var logsDeviceInput = false
@@ -42,12 +47,17 @@ public final class LiveEnvironment: Environment {
     public private(set) var latency = LatencyStatistics()
     /// Called once for each thing the user should know about how interrupts are placed.
     public var notice: (String) -> Void = { _ in }
+    /// Does what the user asks of the monitor while the guest runs, and says what came of it.
+    public var perform: (MonitorCommand) throws -> String = { _ in "nothing is recorded: this is vmrr run" }
 
     private var nextDue: Nanoseconds?
     /// A moment at which someone else wants to be asked.
     private var attention: Nanoseconds?
     private var request: PowerRequest?
     private var tripleFault = false
+    private var panic = PanicWatch()
+    /// The end of the run after a panic, for a guest that doesn't end by itself.
+    private var panicEnds: Nanoseconds?
     private let stopRequested = SharedFlag()
     /// Whether the deadline or the user has ended the run, which may still be on its way to a good place to stop.
     private var endIsDue = false
@@ -68,29 +78,35 @@ public final class LiveEnvironment: Environment {
     private static let grace = Nanoseconds.microseconds(200)
     /// How soon the guest is looked at again when it can't take the interrupt at this instruction.
     private static let retry = Nanoseconds.microseconds(200)
+    /// How long a guest that has panicked may take to say why and to reset the machine.
+    private static let panicGrace = Nanoseconds.seconds(10)
     /// No kick comes sooner than this: a guest that is kicked before it has run an instruction never gets anywhere.
     private static let shortestRun = Nanoseconds.microseconds(30)
 
     /// Machine time goes on from the devices' own: 0 at power-on, more where a recorded run goes live.
     public init(platform: Platform, serial: SerialPort, engine: any Engine, options: LiveOptions) {
-        start = Nanoseconds(hostTime().rawValue &- platform.time.rawValue)
-        began = platform.time
+        isExact = engine.retired != nil
+        clock = MachineClock(isExact ? options.clock : .host, now: platform.time, engine: engine)
+        entropy = SeededGenerator(seed: clock.source == .host ? .random(in: 0 ... .max) : 0)
         lastExit = platform.time
         self.platform = platform
         self.serial = serial
         self.engine = engine
         self.options = options
-        deadline = options.deadline.map { platform.time + $0 }
+        deadline = options.deadline.map { hostTime() + $0 }
         random = options.timingSeed.map { SeededGenerator(seed: $0) }
         serial.start(kicker: engine.kicker)
         reschedule(at: now)
     }
 
-    /// Machine time: what the host's clock has counted since power-on.
-    public var now: Nanoseconds { Nanoseconds(hostTime().rawValue &- start.rawValue) }
+    /// Machine time since power-on.
+    public var now: Nanoseconds { clock.now(engine) }
 
-    /// How long this run has taken.
-    public var elapsed: Nanoseconds { now - began }
+    /// A clock for what costs the host time: machine time at the last exit where it is the host's, else the host's own.
+    public var hostPace: Nanoseconds { clock.source == .host ? lastExit : hostTime() }
+
+    /// How long this run has taken, by the host's clock.
+    public var elapsed: Nanoseconds { hostTime() - began }
 
     /// Something that ends the run from any thread or a signal handler's thread.
     public var stopper: @Sendable () -> Void {
@@ -115,6 +131,7 @@ public final class LiveEnvironment: Environment {
         }
         switch exit.identity.kind {
         case .timestamp: exit.value = now.rawValue  // a counter at 1 GHz
+        case .random: exit.value = entropy.next()
         case .shutdown: tripleFault = true
         default:
             if platform.handle(&exit, taskPriority: engine.taskPriority) { afterWrite(at: now) }
@@ -129,7 +146,11 @@ public final class LiveEnvironment: Environment {
 
     private func sendOutput() {
         let output = platform.takeSerialOutput()
-        if !output.isEmpty { serial.send(output) }
+        if !output.isEmpty {
+            serial.send(output)
+            panic.see(output)
+            if panic.hasPanicked, panicEnds == nil { panicEnds = lastExit + Self.panicGrace }
+        }
         let debug = platform.takeDebugOutput()
         if !debug.isEmpty { serial.send(debug) }
     }
@@ -168,14 +189,15 @@ public final class LiveEnvironment: Environment {
         nextDue = earliest(platform.upcomingDeadline(after: now), serial.nextInput)
         var moment = nextDue
         // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
-        if options.placement == .replayable, let due = moment { moment = due + Self.grace }
+        if options.placement == .replayable, !isExact, let due = moment { moment = due + Self.grace }
         if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
-        if !endIsDue { moment = earliest(moment, deadline) }
+        if !endIsDue { moment = earliest(moment, panicEnds) }
         if let asked = attention {
             if asked > now { moment = earliest(moment, asked) } else { attention = nil }
         }
         if waitingSince != nil, !waitsForExit { moment = earliest(moment, graceEnds) }
-        engine.armKick(at: moment.map { start + max($0, self.now + Self.shortestRun) })
+        if clock.source == .host { moment = moment.map { max($0, self.now + Self.shortestRun) } }
+        clock.arm(engine, at: moment, limit: endIsDue ? nil : deadline)
     }
 
     /// Makes sure that `entry` is called at `moment` at the latest.
@@ -196,7 +218,7 @@ public final class LiveEnvironment: Environment {
     public var wantsEntry: Bool {
         // The engine is asked first: an argument made by a call would have the interrupt controllers copied before it.
         let taskPriority = engine.taskPriority
-        return platform.isHalted || endIsDue || request != nil || tripleFault
+        return platform.isHalted || endIsDue || request != nil || tripleFault || panic.isOver
             || platform.needsProcessor(taskPriority: taskPriority)
     }
 
@@ -212,6 +234,7 @@ public final class LiveEnvironment: Environment {
             let now = now
             let due = min(nextDue ?? now, now)
             deliverInput(at: now)
+            for command in serial.takeRequests() { serial.answer(try perform(command)) }
             if let moment = nextDue, moment <= now { advance(to: now) }
             reschedule(at: now)
             nmiWaits = platform.interrupts.isNMIPending
@@ -224,13 +247,29 @@ public final class LiveEnvironment: Environment {
             }
             guard platform.isHalted else { return .proceed }
             if let ending = ending(at: now) { return .stop(ending) }
-            if nextDue == nil && !serial.mayReceive { return .stop(.halted) }
-            serial.wait(until: earliest(nextDue, deadline).map { start + $0 })
+            if nextDue == nil && !serial.mayReceive { return .stop(panic.hasPanicked ? .panic : .halted) }
+            waitForInterrupt()
             if let ending = ending(at: self.now) { return .stop(ending) }
         }
     }
 
+    /// Lets time go by until something is due, or may have come in.
+    private func waitForInterrupt() {
+        let due = earliest(nextDue, panicEnds)
+        if clock.source == .host {
+            serial.wait(until: earliest(due.map { clock.hostMoment($0) }, deadline))
+        } else if let due {
+            clock.skip(to: due, engine)
+        } else {
+            serial.wait(until: deadline)
+        }
+    }
+
     private func ending(at now: Nanoseconds) -> Ending? {
+        if let panicEnds, panic.isOver || request != nil || tripleFault || now >= panicEnds {
+            endIsDue = true
+            return .panic
+        }
         switch request {
         case .debugExit(let value): return .debugExit(value)
         case .powerOff: return .powerOff
@@ -242,7 +281,7 @@ public final class LiveEnvironment: Environment {
             endIsDue = true
             return .stopped
         }
-        if let deadline, now >= deadline {
+        if let deadline, hostTime() >= deadline {
             endIsDue = true
             return .deadline
         }
@@ -265,7 +304,7 @@ public final class LiveEnvironment: Environment {
         let ready = nmiWaits
             ? try options.placement == .immediate || engine.isReadyForNMI() : engine.isInterruptible
 
-        if point == .exit || point == .window && !nmiWaits || options.placement == .immediate {
+        if point == .exit || point == .window && !nmiWaits || options.placement == .immediate && !isExact {
             if ready {
                 engine.wantsRegisters = false
                 return enter(since: since, now: now)
@@ -273,11 +312,37 @@ public final class LiveEnvironment: Environment {
             if platform.isHalted { return nil }
             if options.placement == .immediate { return .proceedToWindow }
         }
+        if isExact { return try placeExactly(at: point, ready: ready, of: machine, since: since, now: now) }
         if engine.capabilities.exactWindow, !nmiWaits, point == .exit || windowRequestedAt == machine.exit {
             windowRequestedAt = machine.exit
             return .proceedToWindow
         }
         return try placeBetweenExits(at: point, ready: ready, since: since, now: now)
+    }
+
+    /// Every point is as good as any other: the next one at which the guest can take it is the best.
+    private func placeExactly(at point: EntryPoint, ready: Bool, of machine: Machine, since: Nanoseconds, now: Nanoseconds)
+        throws -> Entry {
+        if ready {
+            // Not split, so that an engine with breakpoints finds the point as well. A step finishes it.
+            if try endOfRepeatedString() != nil { return .step }
+            return enter(since: since, now: now)
+        }
+        if nmiWaits {
+            graceEnds = now + Self.retry
+            reschedule(at: now)
+            return .proceed
+        }
+        if point == .exit { windowRequestedAt = machine.exit }
+        return windowRequestedAt == machine.exit ? .proceedToWindow : .proceedToBoundary
+    }
+
+    /// Where a repeated string instruction ends that the guest stands at or within: it is not split.
+    private func endOfRepeatedString() throws -> UInt64? {
+        let registers = try engine.registers()
+        return PageWalk(memory: engine.memory, state: registers).repeatedStringLength().map {
+            registers.linearRIP &+ UInt64($0)
+        }
     }
 
     private func placeBetweenExits(at point: EntryPoint, ready: Bool, since: Nanoseconds, now: Nanoseconds) throws
@@ -304,8 +369,8 @@ public final class LiveEnvironment: Environment {
             return .proceed
         }
         reschedule(at: now)
-        if let length = PageWalk(memory: engine.memory, state: registers).repeatedStringLength() {
-            return .proceedTo(registers.linearRIP &+ UInt64(length))
+        if let end = try endOfRepeatedString() {
+            return engine.capabilities.breakpointKernel ? .proceedTo(end) : .proceed
         }
         engine.wantsRegisters = true
         return enter(since: since, now: now)

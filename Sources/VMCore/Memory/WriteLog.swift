@@ -66,11 +66,11 @@ public final class WriteLog {
             last = -1
         }
 
-        /// Replaces a page; nil content is a page of zeros. This follower knows, the others are told.
-        public func setPage(_ page: Int, to content: UnsafeRawBufferPointer?) {
+        /// Replaces pages; nil content is a page of zeros, and what stands there twice is the same. This follower knows, the others are told.
+        public func setPages(_ pages: [(page: Int, content: UnsafeRawBufferPointer?)]) {
             guard let log else { return }
-            log.engine.memory.replacePage(page, by: content)
-            for other in log.followers where other !== self { other.insert(page) }
+            log.engine.memory.replacePages(pages)
+            for other in log.followers where other !== self { pages.forEach { other.insert($0.page) } }
         }
 
         /// Ends the following.

@@ -86,6 +86,8 @@ struct RegisterFile {
     // Events between instructions.
     /// Bit 0: MOV SS, bit 1: STI.
     var shadow: UInt8 = 0
+    /// Breakpoints that the instruction under way has met, as in DR6.
+    var pendingBreakpoints: UInt64 = 0
     var nmiPending: UInt8 = 0
     var nmiMasked = false
     var halted = false

@@ -22,6 +22,10 @@ public final class SoftEngine: Engine {
     }
     private var pending = Pending.none
     private var tracksWrites = false
+    /// The count at which a kick is due, once.
+    private var kickCount = UInt64.max
+    /// The count when the last exit was finished.
+    private var countAtExit: UInt64 = 0
 
     /// Most accesses to devices that one instruction makes.
     static let maximumAnswers = 160
@@ -89,8 +93,12 @@ public final class SoftEngine: Engine {
         set { core.s.trapsTimestamps = newValue }
     }
 
-    /// Instructions that the guest has completed since the engine was made.
-    public var retired: UInt64 { core.s.retired }
+    public var retired: InstructionCount? { InstructionCount(core.s.retired) }
+
+    public var retiredSinceExit: InstructionCount? {
+        get { InstructionCount(core.s.retired &- countAtExit) }
+        set { countAtExit = core.s.retired &- (newValue?.rawValue ?? 0) }
+    }
 
     // MARK: Running
 
@@ -111,6 +119,10 @@ public final class SoftEngine: Engine {
             }
             if stop == .step, core.s.retired != start { return .debug }
             if kick.take() || isLate { return .kicked }
+            if core.s.retired >= kickCount {
+                kickCount = .max
+                return .kicked
+            }
             if case .breakpoint(let address) = stop, !stands, linearRIP == address { return .debug }
             let delivered = core.s.queued.kind != .none || hasReadyNMI
             if delivered, let arrival = try deliverQueued() { return arrival }
@@ -120,7 +132,7 @@ public final class SoftEngine: Engine {
                 stands = false
                 continue
             }
-            if stop == .step || needsSingle {
+            if stop == .step || needsSingle || kickCount - core.s.retired < BlockCache.maximumInstructions {
                 if let arrival = try stepOnce() { return arrival }
             } else {
                 if let arrival = try runSlice(startsAtBreakpoint: stands) { return arrival }
@@ -135,7 +147,7 @@ public final class SoftEngine: Engine {
 
     /// Whether what follows the next instruction has to be looked at.
     private var needsSingle: Bool {
-        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.s.dr7 & 0xFF != 0
+        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.hasBreakpoints
     }
 
     private var hasReadyNMI: Bool { core.s.nmiPending != 0 && !core.s.nmiMasked && core.s.shadow == 0 }
@@ -149,7 +161,7 @@ public final class SoftEngine: Engine {
 
     /// Runs blocks for a slice. Nil when the guest stands between two instructions and nothing is to be told.
     private func runSlice(startsAtBreakpoint: Bool) throws(HostError) -> Arrival? {
-        core.s.sliceEnd = core.s.retired &+ Self.slice
+        core.s.sliceEnd = min(core.s.retired &+ Self.slice, kickCount)
         var first: UnsafeMutablePointer<Block>
         do throws(Trap) {
             core.s.block = nil
@@ -168,9 +180,13 @@ public final class SoftEngine: Engine {
         let traps = core.s.flags & Flag.tf != 0
         let resumes = core.s.flags & Flag.rf != 0
         let count = core.s.retired
+        if core.hasBreakpoints, !resumes, pendingInstructionBreakpoint() {
+            return try handle(.exception(Vector.db))
+        }
         core.s.single = true
         defer { core.s.single = false }
         core.s.answersTaken = 0
+        core.s.pendingBreakpoints = 0
         var trap: Trap?
         do throws(Trap) {
             core.s.block = nil
@@ -188,11 +204,23 @@ public final class SoftEngine: Engine {
         core.s.answerCount = 0
         core.s.answersTaken = 0
         if resumes { core.s.flags &= ~Flag.rf }
-        if traps, core.s.retired != count {
-            core.s.dr6 |= 1 << 14
+        let steps = traps && core.s.retired != count
+        if steps || core.s.pendingBreakpoints != 0 {
+            core.setDebugStatus(core.s.pendingBreakpoints, singleStep: steps)
+            core.s.pendingBreakpoints = 0
             if let arrival = try handle(.exception(Vector.db)) { return arrival }
         }
         return outgoingExit()
+    }
+
+    /// Whether the guest has a breakpoint on the instruction that it stands at, with DR6 set for the fault. An instruction
+    /// that is started over with an answer has passed it.
+    private func pendingInstructionBreakpoint() -> Bool {
+        guard core.s.answerCount == 0 else { return false }
+        let met = core.instructionBreakpoints()
+        guard met != 0 else { return false }
+        core.setDebugStatus(met, singleStep: false)
+        return true
     }
 
     private func handle(_ trap: Trap) throws(HostError) -> Arrival? {
@@ -228,6 +256,7 @@ public final class SoftEngine: Engine {
         guard core.s.outgoingSent < core.s.outgoingCount else {
             core.s.outgoingCount = 0
             core.s.outgoingSent = 0
+            if pending == .complete { countAtExit = core.s.retired }
             pending = .none
             return nil
         }
@@ -262,7 +291,9 @@ public final class SoftEngine: Engine {
             pending = .none
             takeMonitorWrites()
             // An exception that the answer leads to is delivered: that finishes the instruction as well.
-            return try stepOnce()
+            if let arrival = try stepOnce() { return arrival }
+            countAtExit = core.s.retired
+            return nil
         }
     }
 
@@ -312,7 +343,8 @@ public final class SoftEngine: Engine {
 
     public func registers() throws(HostError) -> CoreRegisters { coreRegisters() }
 
-    public func debugRegistersActive() throws(HostError) -> Bool { core.s.dr7 & 0xFF != 0 }
+    /// The monitor's breakpoints aren't the guest's: nothing is replaced.
+    public func debugRegistersActive() throws(HostError) -> Bool { false }
 
     public func state() throws(HostError) -> CPUState {
         var state = CPUState()
@@ -373,8 +405,8 @@ public final class SoftEngine: Engine {
         core.s.outgoingCount = 0
         core.s.outgoingSent = 0
         core.s.block = nil
+        countAtExit = core.s.retired
         core.flushTLB()
-        if core.s.dr7 & 0xFF != 0 { throw .softEngineLacksBreakpoints }
         if core.isProtected, !core.isLong, core.s.cr4 & 0x20 != 0, core.s.cr0 >> 31 != 0 {
             // What can't be loaded faults when it is used.
             do throws(Trap) { try core.loadPDPTEs(core.s.cr3) } catch { core.s.pdpte = (0, 0, 0, 0) }
@@ -473,6 +505,8 @@ public final class SoftEngine: Engine {
     // MARK: Kicks
 
     public func armKick(at moment: Nanoseconds?) { deadline = moment }
+
+    public func armKick(atInstruction count: InstructionCount?) { kickCount = count?.rawValue ?? .max }
 
     public var kicker: Kicker {
         let flag = kick

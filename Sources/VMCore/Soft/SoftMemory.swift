@@ -90,6 +90,7 @@ extension Core {
 
     @inline(never)
     func loadSlowly(_ linear: UInt64, _ size: UInt64) throws(Trap) -> UInt64 {
+        if hasBreakpoints { noteAccess(linear, size, writes: false) }
         let inPage = min(size, 0x1000 - (linear & 0xFFF))
         let first = try translate(linear, .read)
         if inPage == size { return try loadPhysical(first, size) }
@@ -101,6 +102,7 @@ extension Core {
 
     @inline(never)
     func storeSlowly(_ linear: UInt64, _ value: UInt64, _ size: UInt64) throws(Trap) {
+        if hasBreakpoints { noteAccess(linear, size, writes: true) }
         let inPage = min(size, 0x1000 - (linear & 0xFFF))
         let first = try translate(linear, .write)
         if inPage == size { return try storePhysical(first, value, size) }

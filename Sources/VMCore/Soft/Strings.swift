@@ -58,6 +58,7 @@ extension Core {
             s.answersTaken = 0
             done += 1
             if compares, zf != form.has(MicroOp.Form.rep) { return }
+            if s.pendingBreakpoints != 0 { break }
             // Where KVM's emulator stops for devices: after each write, and where RCX is a multiple of 1024, 0 included.
             // Source: Linux, arch/x86/kvm/emulate.c, x86_emulate_insn.
             if s.outgoingCount != 0 || asked && (left &- 1) & 0x3FF == 0 { break }
@@ -136,6 +137,7 @@ extension Core {
 
     /// Whether the TSS lets code without I/O privilege use a port. Source: Intel SDM Vol. 1, 19.5.2.
     func checkPort(_ port: UInt16, size: UInt64) throws(Trap) {
+        if hasBreakpoints { notePort(port, size) }
         guard isProtected, isVirtual8086 || s.cpl > UInt8((s.flags & Flag.iopl) >> 12) else { return }
         guard s.tr.isUsable, s.tr.type & 8 != 0, s.tr.limit >= 103 else { throw .protection }
         let map = UInt64(try systemLoad(s.tr.base &+ 102, UInt16.self))

@@ -408,8 +408,8 @@ extension Core {
         default:
             guard value >> 32 == 0 else { throw .protection }
             s.dr7 = value & 0xFFFF_2BFF | 0x400
-            // Breakpoints of the guest's own aren't executed yet: better said than passed over.
-            if s.dr7 & 0xFF != 0 { throw .unsupported }
+            // Accesses that may meet a breakpoint must not go the fast way.
+            if hasBreakpoints { flushTLB() }
         }
         s.sliceEnd = 0
     }

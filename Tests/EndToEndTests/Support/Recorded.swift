@@ -57,10 +57,10 @@ func record(
 
 /// Replays `trace` so often, and expects its end each time: the same status, exits and digests.
 func replaysTheSame(
-    _ trace: Recorded, times: Int = 1, status: Int32? = nil, sourceLocation: SourceLocation = #_sourceLocation
+    _ trace: Recorded, times: Int = 1, status: Int32? = nil, engine: String? = nil, sourceLocation: SourceLocation = #_sourceLocation
 ) throws {
     for _ in 0..<times {
-        let output = try replay(trace.path, sourceLocation: sourceLocation)
+        let output = try replay(trace.path, engine.map { ["--engine", $0] } ?? [], sourceLocation: sourceLocation)
         let report = output.json
         #expect(output.status == status ?? trace.status, "\(output)", sourceLocation: sourceLocation)
         #expect(report["diverged"].isNull, "\(output)", sourceLocation: sourceLocation)

@@ -16,10 +16,11 @@ import VMCore
         var configuration = MachineConfiguration(image: found.guestImage(commandLine: parameters),
                                                  memoryBytes: BuiltInGuest.memoryBytes, wallClockStart: 0)
         configuration.timestamps = found.timestamps
-        let built = try configuration.build(system: system, capabilities: capabilities)
-        configuration.engine = .soft
-        let other = try configuration.build(system: system, capabilities: capabilities)
-        let soft = try #require(other.engine as? SoftEngine)
+        let built = try configuration.build(on: .kvm(system, capabilities))
+        let other = try configuration.build(on: .kvm(system, capabilities))
+        let soft = try SoftEngine(memory: other.engine.memory, model: built.model)
+        soft.trapsTimestamps = built.timestamps == .trap
+        try soft.setState(other.engine.state())
         let engine = LockStepEngine(reference: built.engine, subject: soft)
         let serial = try SerialPort(.script(SerialScript(parsing: "100ms \"quit\\r\"")), console: 1)
         var options = LiveOptions()

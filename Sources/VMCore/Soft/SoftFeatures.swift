@@ -1,0 +1,20 @@
+extension SoftEngine {
+    /// The processor that the soft engine can be: x86-64-v2 and a timestamp counter, of a fixed make, so that a guest
+    /// finds the same one on every host.
+    ///
+    /// Source: Intel SDM Vol. 2A, CPUID; AMD APM Vol. 3, appendix E.
+    public static let supportedFeatures: [CPUIDEntry] = {
+        func bits(_ numbers: Int...) -> UInt32 { numbers.reduce(0) { $0 | 1 << $1 } }
+        return [
+            CPUIDEntry(0, eax: 7, ebx: 0x6874_7541, ecx: 0x444D_4163, edx: 0x6974_6E65),  // AuthenticAMD
+            // SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, x2APIC, POPCNT;
+            // x87, DE, PSE, TSC, MSR, PAE, CMPXCHG8B, APIC, SYSENTER, PGE, CMOV, PAT, CLFLUSH, MMX, FXSR, SSE, SSE2
+            CPUIDEntry(1, ecx: bits(0, 9, 13, 19, 20, 21, 23),
+                       edx: bits(0, 2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 19, 23, 24, 25, 26)),
+            // LAHF in 64-bit mode; SYSCALL, NX, RDTSCP, long mode
+            CPUIDEntry(0x8000_0001, ecx: bits(0), edx: bits(11, 20, 27, 29)),
+            // 40 bits of physical and 48 of linear addresses: every x86-64 server has these
+            CPUIDEntry(0x8000_0008, eax: 0x3028),
+        ]
+    }()
+}
