@@ -116,7 +116,7 @@ extension Core {
         try markAccessed(&descriptor)
         setGPR(GPR.rsp, stack.pointer)
         if changes {
-            segment(SegmentIndex.ss).pointee = Segment(limit: 0xFFF, selector: UInt16(level), attributes: 0xC93 | UInt16(level) << 5)
+            segment(SegmentIndex.ss).pointee = Segment(selector: UInt16(level), attributes: SegmentRegister.unusable | UInt16(level) << 5)
         }
         var cs = descriptor.segment(selector)
         cs.selector = selector & 0xFFFC | UInt16(level)
