@@ -32,7 +32,7 @@ let package = Package(
         .target(name: "Guests"),
         .target(
             name: "VMCore",
-            dependencies: ["CHostFloat", "CKVM", "CXXHash", "CZydis", "Guests"],
+            dependencies: ["CHostFloat", "CKVM", "CLZ4", "CXXHash", "CZstd", "CZydis", "Guests"],
             swiftSettings: engineSettings
         ),
         .target(

@@ -188,7 +188,7 @@ public struct Recording {
             ended: ending.name, guestStatus: ending.guestStatus, failed: ending.isFailure, detail: detail,
             exits: writer.exits.rawValue, digests: digests, interrupts: environment.interrupts,
             latency: .init(world.latency), wall: wall,
-            assistedInstructions: machine.engine.assistedInstructions)
+            assistedInstructions: machine.engine.assistedInstructions, marks: environment.marks)
         var result = ending
         do {
             try writer.finish(meta: [TraceEnding.key: end, CheckpointSpacing.key: spacing])

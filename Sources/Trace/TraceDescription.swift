@@ -103,6 +103,8 @@ public struct TraceEnding: Codable, Sendable {
     public var wall: Nanoseconds
     /// Instructions that KVM could not emulate and the soft engine executed; nil in traces of vmrr 0.1, which ended there.
     public var assistedInstructions: UInt64?
+    /// The user's marks; nil where they weren't counted.
+    public var marks: Int?
 
     public static let key = "ending"
 
@@ -122,7 +124,7 @@ public struct TraceEnding: Codable, Sendable {
 
     public init(ended: String, guestStatus: UInt32?, failed: Bool, detail: String?, exits: UInt64,
                 digests: MachineDigests?, interrupts: InterruptCounts, latency: Latency, wall: Nanoseconds,
-                assistedInstructions: UInt64? = nil) {
+                assistedInstructions: UInt64? = nil, marks: Int? = nil) {
         self.ended = ended
         self.guestStatus = guestStatus
         self.failed = failed
@@ -133,6 +135,7 @@ public struct TraceEnding: Codable, Sendable {
         self.latency = latency
         self.wall = wall
         self.assistedInstructions = assistedInstructions
+        self.marks = marks
     }
 }
 

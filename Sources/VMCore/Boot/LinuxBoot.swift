@@ -10,6 +10,9 @@ public struct LinuxGuest: Sendable {
         self.commandLine = commandLine
         self.initrd = initrd
     }
+
+    /// Whether an ELF file has what a Linux kernel has, and not merely a PVH note.
+    var isLinux: Bool { (try? ELFImage(kernel))?.section("__ksymtab") != nil }
 }
 
 /// Starts a Linux kernel by the 64-bit boot protocol.

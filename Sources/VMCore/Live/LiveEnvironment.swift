@@ -47,6 +47,8 @@ public final class LiveEnvironment: Environment {
     public private(set) var latency = LatencyStatistics()
     /// Called once for each thing the user should know about how interrupts are placed.
     public var notice: (String) -> Void = { _ in }
+    /// Does what the user asks of the monitor while the guest runs, and says what came of it.
+    public var perform: (MonitorCommand) throws -> String = { _ in "nothing is recorded: this is vmrr run" }
 
     private var nextDue: Nanoseconds?
     /// A moment at which someone else wants to be asked.
@@ -232,6 +234,7 @@ public final class LiveEnvironment: Environment {
             let now = now
             let due = min(nextDue ?? now, now)
             deliverInput(at: now)
+            for command in serial.takeRequests() { serial.answer(try perform(command)) }
             if let moment = nextDue, moment <= now { advance(to: now) }
             reschedule(at: now)
             nmiWaits = platform.interrupts.isNMIPending

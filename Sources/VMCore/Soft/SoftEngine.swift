@@ -12,6 +12,8 @@ public final class SoftEngine: Engine {
     let core: Core
     private let kick = KickFlag()
     private var deadline: Nanoseconds?
+    /// The count at which the clock is looked at next.
+    private var nextLook: UInt64 = 0
     /// Where the instruction stands that the last exit belongs to.
     private enum Pending {
         case none
@@ -133,18 +135,27 @@ public final class SoftEngine: Engine {
                 stands = false
                 continue
             }
+            let count = core.s.retired
             if stop == .step || needsSingle || kickCount - core.s.retired < BlockCache.maximumInstructions {
                 if let arrival = try stepOnce() { return arrival }
             } else {
                 if let arrival = try runSlice(startsAtBreakpoint: stands) { return arrival }
             }
+            // A long repeated string instruction isn't complete yet: the clock goes on all the same.
+            if core.s.retired == count { nextLook = 0 }
             stands = false
         }
     }
 
     private var linearRIP: UInt64 { (core.s.codeBase &+ core.s.rip) & core.s.linearMask }
 
-    private var isLate: Bool { deadline.map { hostTime() >= $0 } ?? false }
+    /// Whether the deadline is over. The clock is looked at once a slice: a guest that makes an exit every few instructions
+    /// would spend a tenth of its time on it.
+    private var isLate: Bool {
+        guard let deadline, core.s.retired >= nextLook else { return false }
+        nextLook = core.s.retired &+ Self.slice
+        return hostTime() >= deadline
+    }
 
     /// Whether what follows the next instruction has to be looked at.
     private var needsSingle: Bool {
@@ -548,7 +559,11 @@ public final class SoftEngine: Engine {
 
     // MARK: Kicks
 
-    public func armKick(at moment: Nanoseconds?) { deadline = moment }
+    public func armKick(at moment: Nanoseconds?) {
+        guard moment != deadline else { return }
+        deadline = moment
+        nextLook = 0
+    }
 
     public func armKick(atInstruction count: InstructionCount?) { kickCount = count?.rawValue ?? .max }
 

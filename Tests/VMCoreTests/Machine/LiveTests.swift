@@ -10,9 +10,9 @@ import VMCore
             expect "login: " "root\\n"
             """)
         #expect(script.lines == [
-            .init(trigger: .at(.milliseconds(100)), text: [0x61, 13]),
-            .init(trigger: .after(.seconds(2)), text: [4, 0x5C, 0x22]),
-            .init(trigger: .expect(Array("login: ".utf8)), text: Array("root\n".utf8)),
+            .init(trigger: .at(.milliseconds(100)), action: .type([0x61, 13])),
+            .init(trigger: .after(.seconds(2)), action: .type([4, 0x5C, 0x22])),
+            .init(trigger: .expect(Array("login: ".utf8)), action: .type(Array("root\n".utf8))),
         ])
     }
 

@@ -10,7 +10,10 @@ import VMCore
     func aKickComesAtItsInstruction(count: UInt64) throws {
         let engine = try SoftMachine(Self.loop).engine
         engine.armKick(atInstruction: InstructionCount(count))
-        guard case .kicked = try engine.enter(until: .none) else { return Issue.record("no kick") }
+        guard case .kicked = try engine.enter(until: .none) else {
+            Issue.record("no kick")
+            return
+        }
         #expect(engine.retired == InstructionCount(count))
         let state = try engine.state()
         #expect(state.general.rax & 0xFFFF == (count + 2) / 3 & 0xFFFF)
@@ -22,7 +25,10 @@ import VMCore
         engine.armKick(atInstruction: InstructionCount(10))
         _ = try engine.enter(until: .none)
         engine.armKick(at: hostTime() + .milliseconds(1))
-        guard case .kicked = try engine.enter(until: .none) else { return Issue.record("no kick") }
+        guard case .kicked = try engine.enter(until: .none) else {
+            Issue.record("no kick")
+            return
+        }
         #expect(try #require(engine.retired) > InstructionCount(1000))
     }
 
@@ -30,7 +36,10 @@ import VMCore
         // MOV CX, 5000; MOV DI, 0x2000; REP STOSB; report
         let machine = try SoftMachine([0xB9, 0x88, 0x13, 0xBF, 0x00, 0x20, 0xF3, 0xAA] + SoftMachine.report(1))
         machine.engine.armKick(atInstruction: InstructionCount(3))
-        guard case .kicked = try machine.engine.enter(until: .none) else { return Issue.record("no kick") }
+        guard case .kicked = try machine.engine.enter(until: .none) else {
+            Issue.record("no kick")
+            return
+        }
         #expect(try machine.engine.state().general.rcx == 0)
         #expect(try machine.engine.state().general.rip == SoftMachine.start + 8)
     }
@@ -40,12 +49,18 @@ import VMCore
         // NOP; IN AL, 0x60; NOP; NOP; OUT 0x80, AL; NOP; report
         let machine = try SoftMachine([0x90, 0xE4, 0x60, 0x90, 0x90, 0xE6, 0x80, 0x90] + SoftMachine.report(1))
         let engine = machine.engine
-        guard case .exit(var exit) = try engine.enter(until: .none) else { return Issue.record("no exit") }
+        guard case .exit(var exit) = try engine.enter(until: .none) else {
+            Issue.record("no exit")
+            return
+        }
         exit.value = 7
         try engine.answer(exit)
         #expect(try engine.settle() == nil)
         #expect(engine.retiredSinceExit == InstructionCount(0) && engine.retired == InstructionCount(2))
-        guard case .exit = try engine.enter(until: .none) else { return Issue.record("no exit") }
+        guard case .exit = try engine.enter(until: .none) else {
+            Issue.record("no exit")
+            return
+        }
         #expect(try engine.settle() == nil)
         #expect(engine.retiredSinceExit == InstructionCount(0) && engine.retired == InstructionCount(5))
         _ = try engine.enter(until: .step)
