@@ -126,6 +126,7 @@ struct RegisterFile {
     var tables: UnsafeMutablePointer<TLBEntry>
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
     var trapsTimestamps = false
+    var undefinedFlags = UndefinedFlags()
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)

@@ -64,6 +64,7 @@ public final class SoftEngine: Engine {
             regions: regions, regionCount: memory.map.regions.count, codeLines: words(memory.filePages),
             written: words(memory.filePages / 64 + 1), cache: cache, cpuid: cpuid, tables: tables, codeTables: codeTables))
         core = Core(file)
+        core.s.undefinedFlags = model.undefinedFlags
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
             && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)
