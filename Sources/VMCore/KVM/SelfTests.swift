@@ -335,8 +335,10 @@ public struct SelfTests {
                 + "leaves them; the trace says how, and the soft engine does the same"))
         add("MSR filter", try msrFilterWorks(), "RDMSR of the timestamp counter comes to the monitor",
             "MSR reads can't be recorded", gap: true)
-        add("RDTSC at CPL 3", try timestampIsTrappable(), "can be made to fault (CR4.TSD)",
-            "can't be trapped: a program that uses it where CPUID hides it isn't recorded", gap: true)
+        add("RDTSC at CPL 3", try timestampIsTrappable(), "can be made to fault by a kernel (CR4.TSD), not by the monitor: a "
+                + "program that uses it where CPUID hides it isn't recorded",
+            "can't be made to fault, not even by a kernel: a program that uses it where CPUID hides it isn't recorded",
+            gap: true)
         let latency = try kickLatency()
         add("kick", latency < .milliseconds(1), "stops a running guest within \(latency.rawValue / 1000) µs",
             "took \(latency.rawValue / 1000) µs: timer interrupts come late")
