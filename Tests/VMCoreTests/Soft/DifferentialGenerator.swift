@@ -17,7 +17,6 @@ struct DifferentialCase: CustomStringConvertible {
 
 extension SeededGenerator {
     fileprivate mutating func below(_ n: UInt64) -> UInt64 { next(below: n) }
-    fileprivate mutating func chance(_ one: UInt64, in all: UInt64) -> Bool { next(below: all) < one }
 }
 
 /// Makes cases from a catalogue and a seed.
