@@ -20,6 +20,8 @@ public final class RecordingEnvironment: Environment {
     private var lastTime = Nanoseconds(0)
     private var lastAnchor = Nanoseconds(0)
     private var lastAnchorThreadTime = Nanoseconds(0)
+    /// The user's marks so far.
+    private(set) var marks = 0
     /// An ending that waits for a point that replay can find.
     private var endRequestedAt: Nanoseconds?
 
@@ -37,6 +39,7 @@ public final class RecordingEnvironment: Environment {
         self.live = live
         self.writer = writer
         live.logsDeviceInput = true
+        live.perform = { [unowned self] in try perform($0) }
     }
 
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
@@ -107,6 +110,37 @@ public final class RecordingEnvironment: Environment {
                 }
             }
         }
+    }
+
+    // MARK: The user
+
+    /// Does what the user asks of the monitor; returns what came of it.
+    private func perform(_ command: MonitorCommand) throws -> String {
+        switch command {
+        case .mark(let name): return try mark(name)
+        case .checkpoint:
+            guard checkpointer != nil else { return "this recording takes no checkpoints: --checkpoint-every none" }
+            checkpointIsDue = true
+            return "taken at the guest's next exit"
+        case .info:
+            return "exit \(writer.exits.rawValue) after \(live.elapsed.seconds) s: \(writer.events) events, "
+                + "\(interrupts.total) interrupts (\(interrupts.atAnchor) between exits), \(marks) marks, "
+                + "\(writer.fileBytes >> 10) KiB"
+        case .help, .resize, .resume, .quit: return ""
+        }
+    }
+
+    private func mark(_ name: String?) throws -> String {
+        marks += 1
+        var bytes = Array((name.flatMap { $0.isEmpty ? nil : $0 } ?? "\(marks)").utf8)
+        // Not within a character.
+        while bytes.count > TraceMark.longestName || String(validating: bytes, as: UTF8.self) == nil { bytes.removeLast() }
+        lastTime = max(lastTime, live.now)
+        try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
+        try bytes.withUnsafeBytes {
+            try writer.append(EventIdentity(kind: .mark, size: 1, count: UInt32($0.count)), bytes: $0)
+        }
+        return "marked after exit \(writer.exits.rawValue): \(String(decoding: bytes, as: UTF8.self))"
     }
 
     // MARK: Checkpoints

@@ -43,6 +43,7 @@ extension EventIdentity {
         case .time: return "time"
         case .deviceTime: return "device time"
         case .serialInput: return "serial input, \(count) bytes"
+        case .mark: return "mark"
         case .endAtAnchor: return "end of the recording"
         }
     }

@@ -100,7 +100,7 @@ public final class ReplayEnvironment: Environment {
     private func isForDevices(_ event: TraceEvent?) throws -> Bool {
         guard let event else { return false }
         switch event.identity.kind {
-        case .time: return true
+        case .time, .mark: return true
         case .deviceTime, .serialInput:
             devices?.queue(event)
             return true

@@ -41,6 +41,8 @@ public enum EventKind: UInt8, CaseIterable, Codable, Sendable {
     case deviceTime = 35
     /// `DeviceInput`: the payload came in on the first serial line.
     case serialInput = 36
+    /// The user marked this point; the payload is the mark's name in UTF-8.
+    case mark = 37
 
     /// Whether the event is an exit, which has a number.
     @inlinable public var isExit: Bool { rawValue < 16 }

@@ -87,6 +87,46 @@ extension MachineConfiguration {
         default: break
         }
         let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: memoryBytes))
+        let (boot, sites) = try load(into: memory, trapsTimestamps: timestamps == .trap)
+        if acpi { ACPITables().write(into: memory) }
+
+        var notices: [String] = []
+        switch timestamps {
+        case .trap:
+            if case .linux = image {
+                notices.append("to have its \(sites.count) timestamp instructions replaced the kernel is started unpacked, "
+                    + "where it was linked (no KASLR), and with \(LinuxTimestamps.commandLine)")
+            }
+        case .hide where !sites.isEmpty && host.kind == .kvm:
+            notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
+                + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
+                + "same won't replay: use --timestamps trap")
+        default: break
+        }
+
+        var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
+        model.undefinedFlags = host.undefinedFlags
+        let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
+        try engine.setState(boot.state)
+        var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
+                                           testDevice: testDevice)
+        chipset.hpet = acpi
+        let platform = Platform(chipset)
+        return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
+                            timestamps: timestamps,
+                            timestampSites: timestamps == .trap ? sites : [],
+                            unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: notices)
+    }
+
+    /// Loads the image; finds its timestamp instructions, and replaces them where they are to be trapped.
+    private func load(into memory: GuestMemory, trapsTimestamps: Bool) throws(BootError)
+        -> (boot: BootResult, sites: [TimestampSites.Site]) {
+        if trapsTimestamps, let guest = linux {
+            let trapped = try LinuxTimestamps.trap(in: guest.kernel)
+            let changed = LinuxGuest(kernel: trapped.kernel, commandLine: guest.commandLine + " " + LinuxTimestamps.commandLine,
+                                     initrd: guest.initrd)
+            return (try PVHBoot.load(changed, into: memory), trapped.sites)
+        }
         let boot: BootResult
         switch image {
         case .flat(let bytes, let address):
@@ -98,30 +138,18 @@ extension MachineConfiguration {
         case .pvh(let guest):
             boot = try PVHBoot.load(guest, into: memory)
         }
-        if acpi { ACPITables().write(into: memory) }
-
         let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
-        var notices: [String] = []
-        switch timestamps {
-        case .trap: TimestampSites.replace(sites, in: memory)
-        case .hide where !sites.isEmpty && host.kind == .kvm:
-            notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
-                + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
-                + "same won't replay: use --timestamps trap")
-        default: break
-        }
+        if trapsTimestamps { TimestampSites.replace(sites, in: memory) }
+        return (boot, sites)
+    }
 
-        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
-        let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
-        try engine.setState(boot.state)
-        var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
-                                           testDevice: testDevice)
-        chipset.hpet = acpi
-        let platform = Platform(chipset)
-        return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
-                            timestamps: timestamps,
-                            timestampSites: timestamps == .trap ? sites : [],
-                            unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: notices)
+    /// The guest where it is a Linux kernel.
+    private var linux: LinuxGuest? {
+        switch image {
+        case .linux(let guest): guest
+        case .pvh(let guest): guest.isLinux ? guest : nil
+        case .flat, .multiboot: nil
+        }
     }
 
     private static func unrecordable(_ timestamps: TimestampPolicy) -> [String] {

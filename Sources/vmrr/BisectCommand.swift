@@ -27,10 +27,10 @@ struct BisectCommand: ParsableCommand {
     var command: String?
 
     @Option(help: ArgumentHelp("Search from this exit on.", valueName: "exit"))
-    var from: UInt64?
+    var from: ExitArgument?
 
     @Option(help: ArgumentHelp("Search up to this exit.", valueName: "exit"))
-    var to: UInt64?
+    var to: ExitArgument?
 
     @Flag(help: "Ask at every exit, which also finds conditions that come and go.")
     var exhaustive = false
@@ -52,8 +52,8 @@ struct BisectCommand: ParsableCommand {
             let reader = try TraceReader(path: path)
             var options = Bisection.Options()
             options.symbols = try symbols.table(for: reader)
-            options.from = from.map { ExitNumber($0) }
-            options.to = to.map { ExitNumber($0) }
+            options.from = try from.map { try $0.exit(in: reader) }
+            options.to = try to.map { try $0.exit(in: reader) }
             options.isExhaustive = exhaustive
             let question: Bisection.Question =
                 if let command { .command(command) } else {

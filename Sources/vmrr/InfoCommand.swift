@@ -24,7 +24,8 @@ struct InfoCommand: ParsableCommand {
                               parent: try reader.meta(TraceParent.key, as: TraceParent.self), fileBytes: size,
                               interrupts: interrupts,
                               spacing: try reader.meta(CheckpointSpacing.key, as: CheckpointSpacing.self),
-                              saved: try reader.meta(TraceSaved.key, as: TraceSaved.self))
+                              saved: try reader.meta(TraceSaved.key, as: TraceSaved.self),
+                              marks: ending?.marks == 0 ? [] : try reader.marks())
             write(json ? facts.json.text() + "\n" : facts.text(path: path))
             return .done
         }
@@ -47,6 +48,7 @@ struct InfoCommand: ParsableCommand {
         var interrupts: InterruptCounts
         var spacing: CheckpointSpacing?
         var saved: TraceSaved?
+        var marks: [TraceMark]
 
         var ended: String { ending?.ended ?? (saved == nil ? "killed" : "saved") }
         var exits: UInt64 { reader.lastExit.rawValue - reader.firstExit.rawValue }
@@ -70,6 +72,15 @@ struct InfoCommand: ParsableCommand {
                 "identity": .string(reader.identity), "first_exit": JSON(reader.firstExit.rawValue),
                 "exits": JSON(exits), "events": JSON(reader.events), "interrupts": interruptsJSON(interrupts),
                 "latency_us": ending.map { latencyJSON($0.latency) } ?? .null,
+                "latency_us_by_position": ending?.latencies.map {
+                    [
+                        "at_exit": latencyJSON($0.atExit), "at_window": latencyJSON($0.atWindow),
+                        "between_exits": latencyJSON($0.betweenExits),
+                    ]
+                } ?? .null,
+                "marks": .array(marks.map {
+                    ["name": .string($0.name), "exit": JSON($0.exit.rawValue), "seconds": .number($0.time.seconds)]
+                }),
                 "raw_bytes": JSON(rawBytes), "file_bytes": JSON(fileBytes), "bytes_per_event": .number(bytesPerEvent),
                 "chunks": JSON(reader.chunks.count), "checkpoints": JSON(reader.checkpoints.count),
                 "checkpoint_bytes": JSON(reader.checkpoints.reduce(0) { $0 + $1.bytesStored }),
@@ -116,6 +127,20 @@ struct InfoCommand: ParsableCommand {
                 func us(_ value: Nanoseconds) -> String { "\(value.rawValue / 1000) µs" }
                 lines.append(("latency", "interrupts waited \(us(latency.p50)) (p50), \(us(latency.p99)) (p99), "
                     + "\(us(latency.worst)) (worst) for their place"))
+                let byPosition = ending?.latencies.map {
+                    [
+                        ("at exits", interrupts.atExit, $0.atExit), ("at windows", interrupts.atWindow, $0.atWindow),
+                        ("between exits", interrupts.atAnchor, $0.betweenExits),
+                    ].filter { $0.1 > 0 }
+                } ?? []
+                if byPosition.count > 1 {
+                    lines.append(("", byPosition.map { name, _, latency in
+                        "\(name) \(us(latency.p50)), \(us(latency.p99)), \(us(latency.worst))"
+                    }.joined(separator: "; ")))
+                }
+            }
+            for mark in marks {
+                lines.append(("mark", "\(mark.name): after exit \(mark.exit.rawValue), \(humanSeconds(mark.time.seconds))"))
             }
             if let count = ending?.assistedInstructions, count > 0 {
                 lines.append(("assisted", "\(count) instructions that KVM could not emulate were executed by the soft engine"))

@@ -4,20 +4,20 @@ import Replay
 import Trace
 import VMCore
 
-/// A point of a trace: `TRACE@N`, `TRACE@N+K`, or `TRACE` alone for its end.
+/// A point of a trace: `TRACE@N`, `TRACE@N+K`, `TRACE@mark:NAME`, or `TRACE` alone for its end.
 struct PointArgument: ExpressibleByArgument {
     var path: String
-    /// Nil for the end.
-    var position: Position?
+    /// A position or an exit; nil for the end.
+    private var place: String?
 
-    /// An at sign belongs to the file's name unless a position follows it.
+    /// An at sign belongs to the file's name unless a point follows it.
     init(argument: String) {
         path = argument
-        guard let at = argument.lastIndex(of: "@"),
-            let position = Position(String(argument[argument.index(after: at)...]))
-        else { return }
+        guard let at = argument.lastIndex(of: "@") else { return }
+        let text = String(argument[argument.index(after: at)...])
+        guard Position(text) != nil || ExitArgument(argument: text) != nil else { return }
         path = String(argument[..<at])
-        self.position = position
+        place = text
     }
 
     /// A timeline of the trace, with its devices where they can be run again.
@@ -29,16 +29,9 @@ struct PointArgument: ExpressibleByArgument {
 
     /// Moves there.
     func go(_ timeline: Timeline) throws {
-        if let position { try timeline.seek(to: position) } else { try timeline.seekToEnd() }
+        guard let place else { return try timeline.seekToEnd() }
+        try timeline.seek(to: parsePosition(place, option: "the point", in: timeline.reader))
     }
-}
-
-/// An exit or a position after one, as `--at` takes it.
-func parsePosition(_ text: String, option: String) throws -> Position {
-    guard let position = Position(text) else {
-        throw UsageError("\(option) takes an exit such as 4711, or 4711+3, not '\(text)'")
-    }
-    return position
 }
 
 /// Stops a timeline when the user asks for it.

@@ -17,8 +17,8 @@ struct ReplayCommand: ParsableCommand {
     @OptionGroup var trace: TraceArgument
 
     @Option(help: ArgumentHelp("""
-        Stop right after this exit, or so many instructions later: N or N+K. 0 is the start. Begins at the nearest \
-        checkpoint, unless --console is given.
+        Stop right after this exit, or so many instructions later: N, N+K or mark:NAME. 0 is the start. Begins at the \
+        nearest checkpoint, unless --console is given.
         """, valueName: "exit"))
     var to: String?
 
@@ -33,6 +33,10 @@ struct ReplayCommand: ParsableCommand {
     @Flag(help: "Print what the guest printed.")
     var console = false
 
+    @Option(help: ArgumentHelp("With --console: how many times faster than it was recorded, such as 1 or 0.5; max doesn't wait.",
+                               valueName: "n|max"))
+    var speed = "max"
+
     @Flag(help: "Say in detail what was compared.")
     var verify = false
 
@@ -44,6 +48,7 @@ struct ReplayCommand: ParsableCommand {
 
     func validate() throws {
         if to != nil, until != nil { throw ValidationError("--to and --until exclude each other") }
+        if speed != "max", !console { throw ValidationError("--speed goes with --console") }
     }
 
     func run() throws {
@@ -55,13 +60,9 @@ struct ReplayCommand: ParsableCommand {
                 }
                 return span
             }
-            var target = try to.map { text in
-                guard let position = Position(text) else {
-                    throw UsageError("--to takes an exit such as 4711, or 4711+3, not '\(text)'")
-                }
-                return position
-            }
+            let factor = try ConsolePace.speed(parsing: speed)
             let reader = try TraceReader(path: path)
+            var target = try to.map { try parsePosition($0, option: "--to", in: reader) }
             let predicate = try until.map { try symbols.predicate($0, of: reader, option: "--until") }
             let host = try engine.open(for: reader.description())
             let replayer = try Replayer(reader: reader, host: host)
@@ -70,7 +71,7 @@ struct ReplayCommand: ParsableCommand {
                 target = Position(exit: try watched(timeline) { try timeline.firstExit(where: predicate) })
                 try timeline.seek(to: timeline.first)
             }
-            let result = try replay(replayer, to: target, limit: limit)
+            let result = try replay(replayer, to: target, limit: limit, speed: factor)
             if json {
                 write(json(result, host.kind).text() + "\n")
             } else {
@@ -80,7 +81,8 @@ struct ReplayCommand: ParsableCommand {
         }
     }
 
-    private func replay(_ replayer: Replayer, to target: Position?, limit: Nanoseconds?) throws -> ReplayResult {
+    private func replay(_ replayer: Replayer, to target: Position?, limit: Nanoseconds?, speed: Double?) throws
+        -> ReplayResult {
         let stopper = Stopper()
         let watch = SignalWatch { stopper.stop() }
         defer { withExtendedLifetime(watch) {} }
@@ -101,15 +103,27 @@ struct ReplayCommand: ParsableCommand {
         let sink: Int32 = json ? 2 : 1
         let showsConsole = console
         stopper.attach(replayer.timeline.stopper)
+        let first = replayer.timeline.position.exit.rawValue
+        var pace = try speed.map { try ConsolePace(replayer.reader, after: replayer.timeline.position.exit, speed: $0) }
+        var failure: (any Error)?
         let result = try replayer.replay(from: target == nil || console ? .first : .nearest, to: target) { exit in
             count += 1
             if showsConsole {
                 let bytes = decoder.decode(exit)
-                if !bytes.isEmpty { write(bytes, to: sink) }
+                if !bytes.isEmpty {
+                    do {
+                        try pace?.wait(for: ExitNumber(first + count)) { stopper.isRequested }
+                    } catch {
+                        failure = error
+                        stopper.stop()
+                    }
+                    write(bytes, to: sink)
+                }
             }
             if count & 0xFFF == 0 { progress.update(Double(count) / total) }
         }
         progress.finish()
+        if let failure { throw failure }
         return result
     }
 

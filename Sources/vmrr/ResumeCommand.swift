@@ -16,9 +16,9 @@ struct ResumeCommand: ParsableCommand {
 
     @OptionGroup var trace: TraceArgument
 
-    @Option(help: ArgumentHelp("The exit to go on after. Default: the first of the trace, which for a snapshot is where "
+    @Option(help: ArgumentHelp("The exit to go on after, or mark:NAME. Default: the first of the trace, which for a snapshot is where "
         + "it was cut.", valueName: "exit"))
-    var at: UInt64?
+    var at: ExitArgument?
 
     @Option(name: .shortAndLong, help: ArgumentHelp("Record the branch into this trace.", valueName: "file"))
     var output: String?
@@ -63,7 +63,7 @@ struct ResumeCommand: ParsableCommand {
             let watch = SignalWatch { stopper.stop() }
             let timeline = try Timeline(reader: reader, host: host, withDevices: true)
             stopper.attach(timeline.stopper)
-            if let at { try timeline.seek(to: ExitNumber(at)) }
+            if let at { try timeline.seek(to: at.exit(in: reader)) }
             let start = timeline.position.exit
             let machine = try timeline.goLive()
             let result = try withExtendedLifetime((watch, timeline)) {

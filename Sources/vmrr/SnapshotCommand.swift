@@ -14,11 +14,11 @@ struct SnapshotCommand: ParsableCommand {
 
     @OptionGroup var trace: TraceArgument
 
-    @Option(help: ArgumentHelp("The exit at which the new trace begins.", valueName: "exit"))
-    var at: UInt64
+    @Option(help: ArgumentHelp("The exit at which the new trace begins, or mark:NAME.", valueName: "exit"))
+    var at: ExitArgument
 
-    @Option(help: ArgumentHelp("The exit after which it ends; without it, the end of the old trace.", valueName: "exit"))
-    var to: UInt64?
+    @Option(help: ArgumentHelp("The exit after which it ends, or mark:NAME; without it, the end of the old trace.", valueName: "exit"))
+    var to: ExitArgument?
 
     @Option(name: [.short, .long], help: ArgumentHelp("The new trace.", valueName: "file"))
     var output: String
@@ -44,7 +44,7 @@ struct SnapshotCommand: ParsableCommand {
             stopper.attach(timeline.stopper)
             var progress = ProgressBar("cutting")
             timeline.progress = { progress.update($0) }
-            let snapshot = Snapshot(start: ExitNumber(at), end: to.map { ExitNumber($0) })
+            let snapshot = Snapshot(start: try at.exit(in: reader), end: try to.map { try $0.exit(in: reader) })
             try snapshot.write(from: timeline, named: URL(fileURLWithPath: path).lastPathComponent, to: output,
                                overwrite: force)
             progress.finish()

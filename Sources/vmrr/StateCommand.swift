@@ -12,7 +12,7 @@ struct StateCommand: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "The exit, or so many instructions after one: N or N+K. The end without it.", valueName: "exit"))
+            "The exit, or so many instructions after one: N, N+K or mark:NAME. The end without it.", valueName: "exit"))
     var at: String?
 
     @Option(
@@ -33,7 +33,10 @@ struct StateCommand: ParsableCommand {
     )
     var pages: [String] = []
 
-    @Flag(help: "Show where the guest was called from: frame pointers, then guesses from the stack.")
+    @Flag(
+        help: ArgumentHelp(
+            "Show where the guest was called from: exactly with a Linux kernel as --symbols, which knows how its stack is "
+                + "unwound; else by frame pointers, then guesses from the stack."))
     var backtrace = false
 
     @OptionGroup var symbols: SymbolOptions
@@ -45,10 +48,10 @@ struct StateCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let position = try at.map { try parsePosition($0, option: "--at") }
             let reader = try TraceReader(path: trace.path())
+            let position = try at.map { try parsePosition($0, option: "--at", in: reader) }
             var options = StateOptions()
-            options.symbols = try symbols.table(for: reader)
+            (options.symbols, options.unwinding) = try symbols.load(for: reader, near: position?.exit ?? reader.lastExit)
             options.memory = try mem.map { try symbols.range($0, in: options.symbols, option: "--mem", standard: 64) }
             options.format = format
             options.pages = try pages.map { try symbols.address($0, in: options.symbols, option: "--pages") }

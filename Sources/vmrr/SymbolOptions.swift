@@ -1,27 +1,51 @@
 import ArgumentParser
 import Replay
 import Trace
+import VMCore
 
 /// Names for addresses.
 struct SymbolOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "An ELF file or System.map with the guest's symbols: addresses are printed with names, and "
-                + "names can be given for addresses. May be repeated.", valueName: "file"))
+            "An ELF file, a Linux kernel (vmlinuz or vmlinux) or a System.map with the guest's symbols: addresses are "
+                + "printed with names, and names can be given for addresses. May be repeated.", valueName: "file"))
     var symbols: [String] = []
 
     /// The symbols of the files, and of the built-in guest that the trace is of.
-    func table(for reader: TraceReader) throws -> SymbolTable {
+    func table(for reader: TraceReader) throws -> SymbolTable { try load(for: reader).table }
+
+    /// The symbols of the files, and of the built-in guest that the trace is of. Those of a Linux kernel lie where it
+    /// ran at the checkpoint before `exit`.
+    func load(for reader: TraceReader, near exit: ExitNumber? = nil) throws
+        -> (table: SymbolTable, unwinding: KernelUnwinding?)
+    {
         var table = SymbolTable()
+        var unwinding: KernelUnwinding?
         for path in symbols {
             do {
-                table.add(try SymbolTable(file: GuestOptions.readFile(path)))
+                let file = try SymbolFile(GuestOptions.readFile(path))
+                let linked = SymbolTable(file.symbols)
+                let slide = try slide(of: linked, path, in: reader, near: exit)
+                if slide == 0 { table.add(linked) } else { table.add(linked.moved(by: slide)) }
+                if let orc = file.unwinding { unwinding = KernelUnwinding(table: orc, slide: slide) }
             } catch let error as SymbolError {
                 throw UsageError("\(path): \(error)")
             }
         }
         table.add(try reader.builtInSymbols())
-        return table
+        return (table, unwinding)
+    }
+
+    private func slide(of table: SymbolTable, _ path: String, in reader: TraceReader, near exit: ExitNumber?) throws
+        -> UInt64
+    {
+        guard KernelSlide.concerns(table) else { return 0 }
+        guard let slide = try KernelSlide.find(in: reader, of: table, near: exit) else {
+            say("vmrr: no checkpoint tells where the kernel ran: its symbols are where \(path) has them")
+            return 0
+        }
+        if slide != 0 { say("vmrr: the kernel ran 0x\(String(slide, radix: 16)) above where \(path) has it (KASLR)") }
+        return slide
     }
 
     func predicate(_ source: String, of reader: TraceReader, option: String, scope: GuestPredicate.Scope = .guest)

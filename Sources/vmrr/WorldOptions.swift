@@ -5,7 +5,7 @@ import VMCore
 
 /// What surrounds a live guest: the same options for every command that runs one.
 struct WorldOptions: ParsableArguments {
-    @Option(help: ArgumentHelp("Where the first serial line leads: stdio (Ctrl-a x quits), file:PATH (output only), "
+    @Option(help: ArgumentHelp("Where the first serial line leads: stdio (Ctrl-a x quits, Ctrl-a ? lists the keys), file:PATH (output only), "
         + "script:PATH (timed input), none.", valueName: "where"))
     var serial: String = "stdio"
 

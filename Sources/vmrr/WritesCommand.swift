@@ -22,7 +22,7 @@ struct WritesCommand: ParsableCommand {
     var mem: String
 
     @Option(help: ArgumentHelp("Look for changes before this exit; the last without it.", valueName: "exit"))
-    var at: UInt64?
+    var at: ExitArgument?
 
     @Flag(help: "Stop at the last change.")
     var last = false
@@ -50,7 +50,7 @@ struct WritesCommand: ParsableCommand {
             let table = try symbols.table(for: reader)
             let range = try symbols.range(mem, in: table, option: "--mem", standard: 8)
             var options = WriteSearch.Options()
-            options.at = at.map { ExitNumber($0) }
+            options.at = try at.map { try $0.exit(in: reader) }
             options.limit = last ? 1 : limit
             options.isExhaustive = exhaustive
             let timeline = try Timeline(

@@ -9,6 +9,8 @@ public struct StateOptions: Sendable {
     public var pages: [UInt64] = []
     public var backtrace = false
     public var symbols = SymbolTable()
+    /// How the guest's stack is unwound, where it is a kernel that says so.
+    public var unwinding: KernelUnwinding?
 
     public init() {}
 }
@@ -51,7 +53,7 @@ public struct StateReport {
             let found = walk.entries(address)
             return (address, found.entries, found.physical)
         }
-        frames = options.backtrace ? Backtrace(core, memory: guest.memory).frames() : []
+        frames = options.backtrace ? Backtrace(core, memory: guest.memory, unwinding: options.unwinding).frames() : []
     }
 
     private static func code(around core: CoreRegisters, _ walk: PageWalk)
@@ -95,7 +97,7 @@ public struct StateReport {
         for (address, entries, physical) in pages { lines += pageLines(address, entries, physical, style) }
         if !frames.isEmpty {
             lines += ["", style.heading("backtrace")]
-            lines += frames.map { "    " + options.symbols.text($0.address) + ($0.isGuess ? "  (a guess)" : "") }
+            lines += frames.map { "    " + SymbolTable.text($0.address, name($0)) + $0.kind.note }
         }
         lines += ["", style.heading("devices")]
         lines += devices?.lines(style) ?? ["    not known at this exit"]
@@ -141,6 +143,13 @@ public struct StateReport {
         let events = RegisterText.events(state.events)
         if !events.isEmpty { lines.append("  " + events.joined(separator: ", ")) }
         return lines
+    }
+
+    private func name(_ frame: Backtrace.Frame) -> String? {
+        switch frame.kind {
+        case .call, .guess: options.symbols.name(ofReturnTo: frame.address)
+        case .here, .interrupted, .user: options.symbols.name(of: frame.address)
+        }
     }
 
     private func pageLines(
@@ -206,12 +215,23 @@ public struct StateReport {
             "backtrace": .array(
                 frames.map { frame in
                     [
-                        "address": JSON(frame.address), "symbol": JSON(options.symbols.name(of: frame.address)),
-                        "guess": .bool(frame.isGuess),
+                        "address": JSON(frame.address), "symbol": JSON(name(frame)), "kind": .string(frame.kind.rawValue),
+                        "guess": .bool(frame.kind == .guess),
                     ]
                 }),
             "devices": devices?.json ?? .null,
         ]
+    }
+}
+
+extension Backtrace.Kind {
+    fileprivate var note: String {
+        switch self {
+        case .here, .call: ""
+        case .interrupted: "  (interrupted here)"
+        case .user: "  (user mode)"
+        case .guess: "  (a guess)"
+        }
     }
 }
 

@@ -8,6 +8,7 @@ extension TraceEvent {
         case .halt, .shutdown, .hypercall, .interruptAtExit, .interruptAtWindow, .nmiAtExit: return identity.text
         case .interruptAtAnchor, .nmiAtAnchor, .endAtAnchor:
             return identity.text + (anchor.map { " at RIP \(hex($0.rip))" } ?? "")
+        case .mark: return identity.text + " " + (markName ?? "")
         case .time, .deviceTime: return identity.text + " \(Nanoseconds(value).seconds) s"
         case .portRead, .mmioRead, .msrRead, .timestamp, .random: return identity.text + " -> " + content
         default: return identity.text + " = " + content
@@ -29,6 +30,7 @@ extension TraceEvent {
             ("size", JSON(UInt(identity.size))), ("count", JSON(UInt(identity.count))),
             ("fault", .bool(identity.flags & EventIdentity.faulted != 0)),
         ]
+        if let markName { members.append(("name", .string(markName))) }
         if let payload {
             members.append(("data", .string(RegisterText.bytes(payload))))
         } else if let anchor {
@@ -60,8 +62,8 @@ extension TraceEvent {
 }
 
 extension TraceEvent {
-    /// Whether it is a note of host time or of what devices were given, which the guest doesn't see.
-    var isForDevices: Bool { [.time, .deviceTime, .serialInput].contains(identity.kind) }
+    /// Whether it is a note of host time, of what devices were given or of the user's, which the guest doesn't see.
+    var isForDevices: Bool { [.time, .deviceTime, .serialInput, .mark].contains(identity.kind) }
 
     /// Whether an interrupt or NMI entered.
     var isInterrupt: Bool {

@@ -34,10 +34,8 @@ public struct SymbolTable: Sendable {
 
     public init(_ symbols: some Sequence<Symbol>) { add(symbols) }
 
-    /// Reads an ELF file's symbols, or the lines of a System.map.
-    public init(file bytes: [UInt8]) throws(SymbolError) {
-        add(bytes.starts(with: ELFSymbols.magic) ? try ELFSymbols.read(bytes) : try SystemMap.read(bytes))
-    }
+    /// Reads whatever `SymbolFile` reads.
+    public init(file bytes: [UInt8]) throws(SymbolError) { add(try SymbolFile(bytes).symbols) }
 
     public var isEmpty: Bool { symbols.isEmpty }
 
@@ -79,9 +77,16 @@ public struct SymbolTable: Sendable {
         }
     }
 
+    /// The name of a return address: a call that never returns may be the last instruction of its function.
+    public func name(ofReturnTo address: UInt64) -> String? {
+        symbol(at: address &- 1).map { "\($0.symbol.name)+0x\(String($0.offset + 1, radix: 16))" }
+    }
+
     /// The address with its symbol: `0x1001d7 <iterate+0x12>`.
-    public func text(_ address: UInt64) -> String {
-        "0x" + String(address, radix: 16) + (name(of: address).map { " <\($0)>" } ?? "")
+    public func text(_ address: UInt64) -> String { Self.text(address, name(of: address)) }
+
+    static func text(_ address: UInt64, _ name: String?) -> String {
+        "0x" + String(address, radix: 16) + (name.map { " <\($0)>" } ?? "")
     }
 
     /// An address as a person gives it: a number, a symbol, or a symbol and an offset.

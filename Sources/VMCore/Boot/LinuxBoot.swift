@@ -14,6 +14,9 @@ public struct LinuxGuest: Sendable {
         self.initrd = initrd
         self.bootProtocol = bootProtocol
     }
+
+    /// Whether an ELF file has what a Linux kernel has, and not merely a PVH note.
+    var isLinux: Bool { (try? ELFImage(kernel))?.section("__ksymtab") != nil }
 }
 
 /// How a bzImage is entered.

@@ -15,19 +15,22 @@ public enum TimestampSites {
             return []
         }
         var found: [UInt64: Bool] = [:]
-        for mode in [(ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64), (ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32)] {
-            var decoder = ZydisDecoder()
-            guard ZydisDecoderInit(&decoder, mode.0, mode.1) & 0x8000_0000 == 0 else { continue }
-            sweep(bytes, &decoder) { offset, mnemonic in
-                found[code.lowerBound + UInt64(offset)] = mnemonic == ZYDIS_MNEMONIC_RDTSCP
-            }
+        for isLong in [true, false] {
+            sweep(bytes, bytes.indices, as64Bit: isLong) { found[code.lowerBound + UInt64($0)] = $1 }
         }
         return found.sorted { $0.key < $1.key }.map { Site(address: .init($0.key), withAux: $0.value) }
     }
 
-    private static func sweep(_ bytes: [UInt8], _ decoder: inout ZydisDecoder,
-                              _ body: (Int, ZydisMnemonic) -> Void) {
-        bytes.withUnsafeBytes { raw in
+    /// Decodes a run of code from its start; calls `body` with where each instruction lies and whether it is RDTSCP. A byte
+    /// that begins no instruction is passed over.
+    static func sweep(_ bytes: [UInt8], _ range: Range<Int>, as64Bit: Bool, _ body: (Int, Bool) -> Void) {
+        var decoder = ZydisDecoder()
+        let (mode, width) =
+            as64Bit
+            ? (ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64) : (ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32)
+        guard ZydisDecoderInit(&decoder, mode, width) & 0x8000_0000 == 0 else { return }
+        bytes.withUnsafeBytes { whole in
+            let raw = UnsafeRawBufferPointer(rebasing: whole[range])
             var instruction = ZydisDecodedInstruction()
             var offset = 0
             while offset < raw.count {
@@ -40,18 +43,20 @@ public enum TimestampSites {
                 // A prefixed form is longer than what would replace it.
                 if instruction.mnemonic == ZYDIS_MNEMONIC_RDTSC && instruction.length == 2
                     || instruction.mnemonic == ZYDIS_MNEMONIC_RDTSCP && instruction.length == 3 {
-                    body(offset, instruction.mnemonic)
+                    body(range.lowerBound + offset, instruction.mnemonic == ZYDIS_MNEMONIC_RDTSCP)
                 }
                 offset += Int(instruction.length)
             }
         }
     }
 
-    /// Replaces each site by a port read of the same length: IN EAX, imm8, and for RDTSCP a NOP after it.
+    /// A port read of the same length: IN EAX, imm8, and for RDTSCP a NOP after it.
+    static func replacement(for site: Site) -> [UInt8] {
+        [0xE5, UInt8(site.withAux ? KVMEngine.rdtscpPort : KVMEngine.rdtscPort)] + (site.withAux ? [0x90] : [])
+    }
+
+    /// Replaces each site by a port read.
     public static func replace(_ sites: [Site], in memory: GuestMemory) {
-        for site in sites {
-            let port = UInt8(site.withAux ? KVMEngine.rdtscpPort : KVMEngine.rdtscPort)
-            memory.write([0xE5, port] + (site.withAux ? [0x90] : []), at: site.address)
-        }
+        for site in sites { memory.write(replacement(for: site), at: site.address) }
     }
 }

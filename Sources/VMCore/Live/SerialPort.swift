@@ -3,7 +3,7 @@ import Foundation
 
 /// What is connected to the guest's first serial line.
 public enum SerialConnection: Equatable, Sendable {
-    /// The terminal or the pipes of the process; on a terminal in raw mode with an escape key.
+    /// The terminal or the pipes of the process; on a terminal in raw mode, with `ConsoleKeys`.
     case stdio
     /// Output to a file; no input.
     case file(String)
@@ -12,121 +12,24 @@ public enum SerialConnection: Equatable, Sendable {
     case none
 }
 
-/// Timed input: what a person would have typed.
-public struct SerialScript: Equatable, Sendable {
-    public enum Trigger: Equatable, Sendable {
-        /// Machine time since power-on.
-        case at(Nanoseconds)
-        /// Machine time since the line before.
-        case after(Nanoseconds)
-        /// Once the guest has printed this text, since the line before.
-        case expect([UInt8])
-    }
-
-    public struct Line: Equatable, Sendable {
-        public var trigger: Trigger
-        public var text: [UInt8]
-
-        public init(trigger: Trigger, text: [UInt8]) {
-            self.trigger = trigger
-            self.text = text
-        }
-    }
-
-    public var lines: [Line]
-
-    public struct SyntaxError: Error, CustomStringConvertible {
-        public var line: Int
-        public var problem: String
-        public var description: String { "line \(line): \(problem)" }
-    }
-
-    /// Parses lines of the form `100ms "text\r"`, `+50ms "text"` and `expect "prompt" "text"`; `#` starts a comment.
-    ///
-    /// In texts `\r \n \t \\ \" \xHH` stand for bytes.
-    public init(parsing source: String) throws(SyntaxError) {
-        lines = []
-        for (number, raw) in source.split(separator: "\n", omittingEmptySubsequences: false).enumerated() {
-            let line = raw.drop { $0 == " " || $0 == "\t" }
-            if line.isEmpty || line.first == "#" || line == "\r" { continue }
-            func fail(_ problem: String) -> SyntaxError { SyntaxError(line: number + 1, problem: problem) }
-            var rest = line
-            let word = rest.prefix { $0 != " " && $0 != "\t" && $0 != "\"" }
-            rest = rest.dropFirst(word.count)
-            let trigger: Trigger
-            if word == "expect" {
-                guard let prompt = Self.takeText(&rest), !prompt.isEmpty else { throw fail("expect needs a \"text\"") }
-                trigger = .expect(prompt)
-            } else if word.first == "+", let span = Nanoseconds(parsing: word.dropFirst()) {
-                trigger = .after(span)
-            } else if let moment = Nanoseconds(parsing: word) {
-                trigger = .at(moment)
-            } else {
-                throw fail("expected a time such as 100ms, +50ms or 2s, or the word expect, not '\(word)'")
-            }
-            guard let text = Self.takeText(&rest) else { throw fail("expected a \"text\" to type") }
-            guard rest.allSatisfy({ $0 == " " || $0 == "\t" || $0 == "\r" }) else { throw fail("more than expected: '\(rest)'") }
-            lines.append(Line(trigger: trigger, text: text))
-        }
-    }
-
-    private static func takeText(_ rest: inout Substring) -> [UInt8]? {
-        rest = rest.drop { $0 == " " || $0 == "\t" }
-        guard rest.first == "\"" else { return nil }
-        var bytes: [UInt8] = []
-        var source = Array(rest.dropFirst().utf8)[...]
-        while let byte = source.popFirst() {
-            if byte == UInt8(ascii: "\"") {
-                rest = Substring(decoding: source, as: UTF8.self)
-                return bytes
-            }
-            guard byte == UInt8(ascii: "\\") else {
-                bytes.append(byte)
-                continue
-            }
-            switch source.popFirst() {
-            case UInt8(ascii: "r"): bytes.append(13)
-            case UInt8(ascii: "n"): bytes.append(10)
-            case UInt8(ascii: "t"): bytes.append(9)
-            case UInt8(ascii: "\\"): bytes.append(UInt8(ascii: "\\"))
-            case UInt8(ascii: "\""): bytes.append(UInt8(ascii: "\""))
-            case UInt8(ascii: "x"):
-                guard let value = UInt8(String(decoding: source.prefix(2), as: UTF8.self), radix: 16), source.count >= 2
-                else { return nil }
-                bytes.append(value)
-                source = source.dropFirst(2)
-            default: return nil
-            }
-        }
-        return nil
-    }
-}
-
-extension Nanoseconds {
-    /// Reads a span such as `30s`, `250ms`, `20us`, `5min` or `2h`; a number alone is seconds.
-    public init?(parsing text: some StringProtocol) {
-        let units: [(String, Double)] = [
-            ("ms", 1e6), ("us", 1e3), ("µs", 1e3), ("ns", 1), ("min", 60e9), ("h", 3600e9), ("s", 1e9), ("", 1e9),
-        ]
-        for (suffix, factor) in units where text.hasSuffix(suffix) {
-            let digits = text.dropLast(suffix.count)
-            guard digits.first?.isNumber == true, digits.allSatisfy({ $0.isASCII && ($0.isNumber || $0 == ".") }),
-                let number = Double(String(digits)), number * factor < 9e18
-            else { continue }
-            self.init(UInt64(number * factor))
-            return
-        }
-        return nil
-    }
-}
-
 /// The host's end of the serial line: brings bytes in on a thread of its own, and writes the guest's out.
 public final class SerialPort: @unchecked Sendable {
-    // `lock` guards `input`, `ended` and `quit`; everything else belongs to the vCPU thread.
+    // `lock` guards these; everything else belongs to the vCPU thread.
     private let lock = NSLock()
     private var input: [UInt8] = []
     private var ended = false
     private var quit = false
+    private var requests: [MonitorCommand] = []
+    private var isMonitorOpen = false
+    /// What the guest printed while the monitor was open.
+    private var held: [UInt8] = []
+
+    /// Whether there are `requests`: looked at without the lock.
+    private let isAsked = SharedFlag()
+    /// Where the monitor talks.
+    private static let terminal: Int32 = 2
+    /// So much of the guest's output waits for the monitor to be closed, in bytes.
+    private static let mostHeld = 1 << 20
 
     private let outputDescriptor: Int32
     private let ownsOutput: Bool
@@ -168,57 +71,96 @@ public final class SerialPort: @unchecked Sendable {
         guard readsStandardInput else { return }
         makeTerminalRaw()
         let isTerminal = isatty(0) != 0
-        let thread = Thread { [weak self] in Self.readInput(isTerminal: isTerminal) { self?.deliver($0) ?? false } }
+        let thread = Thread { [weak self] in Self.readInput(isTerminal: isTerminal) { self?.perform($0) ?? false } }
         thread.name = "serial input"
         thread.start()
     }
 
-    /// Reads until the end of input or until `deliver`, which gets nil at the end, says false.
-    private static func readInput(isTerminal: Bool, _ deliver: ([UInt8]?) -> Bool) {
-        var escaped = false
+    /// Reads until the end of input or until `perform`, which gets nil at the end, says false.
+    private static func readInput(isTerminal: Bool, _ perform: ([ConsoleKeys.Action]?) -> Bool) {
+        var keys = ConsoleKeys()
         var buffer = [UInt8](repeating: 0, count: 4096)
         while true {
             let count = read(0, &buffer, buffer.count)
             if count < 0 && ckvm_errno() == EINTR { continue }
             guard count > 0 else {
-                _ = deliver(nil)
+                _ = perform(nil)
                 return
             }
-            var bytes: [UInt8] = []
-            for byte in buffer.prefix(count) {
-                switch (isTerminal, escaped, byte) {
-                case (true, false, 1): escaped = true
-                case (true, true, UInt8(ascii: "x")):
-                    _ = deliver([])
-                    return
-                default:
-                    // Ctrl-a twice is one Ctrl-a; after another key both are passed on.
-                    if escaped && byte != 1 { bytes.append(1) }
-                    escaped = false
-                    bytes.append(byte)
-                }
-            }
-            if !bytes.isEmpty && !deliver(bytes) { return }
+            let bytes = Array(buffer.prefix(count))
+            if !perform(isTerminal ? keys.take(bytes) : [.type(bytes)]) { return }
         }
     }
 
-    /// Takes input over; nil is the end of input, nothing is the wish to quit.
-    private func deliver(_ bytes: [UInt8]?) -> Bool {
-        lock.withLock {
-            if let bytes {
-                if bytes.isEmpty { quit = true } else { input += bytes }
-            } else {
-                ended = true
-            }
+    /// Does what was typed; nil is the end of input. False where nothing more is to be read.
+    private func perform(_ actions: [ConsoleKeys.Action]?) -> Bool {
+        let goesOn = lock.withLock {
+            for action in actions ?? [] { perform(action) }
+            if actions == nil { ended = true }
+            return actions != nil && !quit
         }
         wake()
-        return true
+        return goesOn
+    }
+
+    /// The caller has the lock.
+    private func perform(_ action: ConsoleKeys.Action) {
+        switch action {
+        case .type(let bytes): input += bytes
+        case .quit: quit = true
+        case .show(let text): tell(text)
+        case .echo(let bytes): Self.write(bytes, to: Self.terminal)
+        case .openMonitor:
+            isMonitorOpen = true
+            tell("\n" + MonitorCommand.prompt)
+        case .closeMonitor: closeMonitor()
+        case .mistake(let text): tell(text + "\n" + MonitorCommand.prompt)
+        case .monitor(.help): tell(MonitorCommand.summary + MonitorCommand.prompt)
+        case .monitor(.resize): tell(typeSize() + "\n" + MonitorCommand.prompt)
+        case .monitor(let command):
+            requests.append(command)
+            isAsked.set()
+        }
+    }
+
+    private func closeMonitor() {
+        isMonitorOpen = false
+        Self.write(held, to: outputDescriptor)
+        held = []
+    }
+
+    /// A serial line doesn't know how large a terminal is. A shell at its other end can be told.
+    private func typeSize() -> String {
+        var size = winsize()
+        guard ckvm_ioctl_ptr(0, UInt(TIOCGWINSZ), &size) == 0, size.ws_row > 0, size.ws_col > 0 else {
+            return "this terminal doesn't say how large it is"
+        }
+        let line = "stty rows \(size.ws_row) cols \(size.ws_col)"
+        input += Array((line + "\r").utf8)
+        return "typed: \(line)"
+    }
+
+    private func tell(_ text: String) { Self.write(Array(text.utf8), to: Self.terminal) }
+
+    /// What the monitor was asked for since the last call, or the script.
+    public func takeRequests() -> [MonitorCommand] {
+        guard isAsked.isSet else { return [] }
+        isAsked.clear()
+        return lock.withLock {
+            defer { requests = [] }
+            return requests
+        }
+    }
+
+    /// Says what came of a request, to a person who is still in the monitor.
+    public func answer(_ text: String) {
+        lock.withLock { if isMonitorOpen { tell(text + "\n" + MonitorCommand.prompt) } }
     }
 
     /// Ends a wait and kicks the guest.
     public func wake() {
         var one: UInt64 = 1
-        _ = write(wakeDescriptor, &one, 8)
+        _ = Foundation.write(wakeDescriptor, &one, 8)
         kicker?.kick()
     }
 
@@ -253,7 +195,12 @@ public final class SerialPort: @unchecked Sendable {
             case .after(let span): if now < scriptStart + span { return }
             case .expect(let prompt): guard takePrompt(prompt) else { return }
             }
-            lock.withLock { input += line.text }
+            switch line.action {
+            case .type(let text): lock.withLock { input += text }
+            case .mark(let name):
+                lock.withLock { requests.append(.mark(name)) }
+                isAsked.set()
+            }
             scriptStart = now
             script = script.dropFirst()
         }
@@ -273,13 +220,26 @@ public final class SerialPort: @unchecked Sendable {
     /// Writes what the guest sent. Output that nobody takes (a closed pipe) is dropped.
     public func send(_ bytes: [UInt8]) {
         if !script.isEmpty { recentOutput += bytes }
+        let isHeld = lock.withLock {
+            guard isMonitorOpen else { return false }
+            held += bytes
+            if held.count > Self.mostHeld {
+                Self.write(held, to: outputDescriptor)
+                held = []
+            }
+            return true
+        }
+        if !isHeld { Self.write(bytes, to: outputDescriptor) }
+    }
+
+    private static func write(_ bytes: [UInt8], to descriptor: Int32) {
         var rest = bytes[...]
-        while !rest.isEmpty, outputDescriptor >= 0 {
-            let count = rest.withUnsafeBytes { write(outputDescriptor, $0.baseAddress, $0.count) }
+        while !rest.isEmpty, descriptor >= 0 {
+            let count = rest.withUnsafeBytes { Foundation.write(descriptor, $0.baseAddress, $0.count) }
             if count < 0 {
                 if ckvm_errno() == EINTR { continue }
                 if ckvm_errno() == EAGAIN {
-                    var waiting = pollfd(fd: outputDescriptor, events: Int16(POLLOUT), revents: 0)
+                    var waiting = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
                     _ = poll(&waiting, 1, 1000)
                     continue
                 }
@@ -318,6 +278,7 @@ public final class SerialPort: @unchecked Sendable {
     }
 
     public func restoreTerminal() {
+        lock.withLock { closeMonitor() }
         guard var settings = savedTerminal else { return }
         tcsetattr(0, TCSANOW, &settings)
         savedTerminal = nil
