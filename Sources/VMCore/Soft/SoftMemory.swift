@@ -116,7 +116,7 @@ extension Core {
     func checkWritable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
         _ = try translate(linear & s.linearMask, .write)
         let last = (linear &+ size &- 1) & s.linearMask
-        if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last, .write) }
+        if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, .write) }
     }
 
     /// The host address of a byte of RAM; nil in a hole.
@@ -156,6 +156,7 @@ extension Core {
 
     /// A store to a page of RAM that goes the slow way: remembers it, and drops code that it replaces.
     func noteWrite(_ page: Int, _ offset: Int, _ size: Int) {
+        if let watched = s.watched { watched.pointee.add(page << 12 | offset, size) }
         s.written[page >> 6] |= 1 << UInt64(page & 63)
         let lines = s.codeLines[page]
         guard lines != 0 else { return }
@@ -218,7 +219,7 @@ extension Core {
         let first = linear & s.linearMask
         let last = (linear &+ T.bytes &- 1) & s.linearMask
         _ = try translate(first, .systemWrite)
-        if last & TLB.pageMask != first & TLB.pageMask { _ = try translate(last, .systemWrite) }
+        if last & TLB.pageMask != first & TLB.pageMask { _ = try translate(last & TLB.pageMask, .systemWrite) }
         for i in 0..<T.bytes {
             let physical = try translate((linear &+ i) & s.linearMask, .systemWrite)
             try storePhysical(physical, UInt64(truncatingIfNeeded: value) >> (8 * i) & 0xFF, 1)
