@@ -32,9 +32,9 @@ struct TraceCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let start = try from.map { try parsePosition($0, option: "--from") }
-            let end = try to.map { try parsePosition($0, option: "--to") }
             let reader = try TraceReader(path: trace.path())
+            let start = try from.map { try parsePosition($0, option: "--from", in: reader) }
+            let end = try to.map { try parsePosition($0, option: "--to", in: reader) }
             let table = try symbols.table(for: reader)
             let target = try open()
             defer { if target != 1 { close(target) } }
