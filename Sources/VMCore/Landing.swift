@@ -81,7 +81,8 @@ struct Landing {
         if try machine.isAt(anchor) { return .landed }
         // Where KVM can't stop at a breakpoint there is no other way but single steps.
         if !engine.capabilities.breakpointKernel || statistics.triesAssistant(), let assistant = try machine.assistant.get() {
-            if !engine.capabilities.breakpointKernel, let outcome = try runAndAssist(assistant, &statistics) { return outcome }
+            // Counting needs no search, and counts from here.
+            if !engine.capabilities.breakpointKernel, distance == nil, let outcome = try runAndAssist(assistant, &statistics) { return outcome }
             let outcome = try runAssisted(assistant, &statistics)
             statistics.assistantEnded(landed: outcome == .landed)
             if let outcome { return outcome }
