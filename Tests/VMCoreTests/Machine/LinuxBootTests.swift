@@ -185,7 +185,7 @@ private enum Made {
             let memory = try memory(bytes)
             do {
                 _ = pvh ? try PVHBoot.load(guest, into: memory) : try LinuxBoot.load(guest, into: memory)
-            } catch let error as BootError {
+            } catch {
                 #expect(!error.description.isEmpty && !error.description.contains("\n"))
                 return error
             }
