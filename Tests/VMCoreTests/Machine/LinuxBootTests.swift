@@ -149,6 +149,50 @@ private enum Made {
         }
     }
 
+    /// Real-mode code in a kernel's place, run by the soft engine, asks the BIOS for all that it knows and reports through
+    /// the debug exit: how long the last entry of the memory map is, in units of 64 KiB, and how many there are.
+    @Test func biosTellsTheMemoryMap() throws {
+        let code: [UInt8] = [
+            0x66, 0x31, 0xDB,  // xor ebx, ebx
+            0x31, 0xF6,  // xor si, si
+            0x66, 0xB8, 0x20, 0xE8, 0, 0,  // next: mov eax, 0xE820
+            0x66, 0xBA, 0x50, 0x41, 0x4D, 0x53,  // mov edx, "SMAP"
+            0x66, 0xB9, 20, 0, 0, 0,  // mov ecx, 20
+            0xBF, 0x00, 0x40,  // mov di, 0x4000
+            0xCD, 0x15,  // int 0x15
+            0x72, 0x44,  // jc bad
+            0x46,  // inc si
+            0x66, 0x85, 0xDB,  // test ebx, ebx
+            0x75, 0xE1,  // jnz next
+            0x66, 0x8B, 0x2E, 0x08, 0x40,  // mov ebp, [0x4008]: the last entry's length
+            0xB8, 0x01, 0xE8, 0xCD, 0x15,  // mov ax, 0xE801; int 0x15
+            0x72, 0x32,  // jc bad
+            0x3D, 0x00, 0x3C, 0x75, 0x2D,  // 15 MiB below 16 MiB
+            0x39, 0xD3, 0x75, 0x29,  // BX is DX
+            0xB4, 0x41, 0xCD, 0x13, 0x73, 0x23,  // INT 13h fails: no disk
+            0xB4, 0x01, 0xCD, 0x16, 0x75, 0x1D,  // INT 16h: no key
+            0xCD, 0x12, 0x3D, 0x7F, 0x02, 0x75, 0x16,  // INT 12h: 639 KiB
+            0xCD, 0xFF,  // any other comes back
+            0x66, 0xC1, 0xED, 0x10,  // shr ebp, 16
+            0x66, 0x89, 0xE8, 0x66, 0xC1, 0xE0, 0x08,  // mov eax, ebp; shl eax, 8
+            0x89, 0xF1, 0x88, 0xC8,  // mov cx, si; mov al, cl
+            0xBA, 0xF4, 0x00, 0x66, 0xEF,  // out 0xF4
+            0x66, 0xB8, 0xAD, 0x0B, 0, 0, 0xBA, 0xF4, 0x00, 0x66, 0xEF,  // bad: 0xBAD to 0xF4
+        ]
+        var kernel = Made.bzImage()
+        kernel.replaceSubrange(0x200..<0x202, with: [0xEB, 0x66])  // jmp past the header
+        kernel.replaceSubrange(0x268..<(0x268 + code.count), with: code)
+        let guest = LinuxGuest(kernel: kernel, commandLine: "", bootProtocol: .linux16)
+        let configuration = MachineConfiguration(image: .linux(guest), memoryBytes: 64 << 20, wallClockStart: 0)
+        let built = try configuration.build(on: .soft)
+        var options = LiveOptions()
+        options.deadline = .seconds(20)
+        let live = LiveEnvironment(platform: built.platform, serial: try SerialPort(.none), engine: built.engine, options: options)
+        let ending = try Machine(engine: built.engine, environment: live).run()
+        let map = MemoryMapEntry.all(of: built.engine.memory.map)
+        #expect(ending == .debugExit((63 << 4) << 8 | UInt32(map.count)))
+    }
+
     @Test func elfKernelStartsByItsPVHNote() throws {
         let memory = try memory()
         let guest = LinuxGuest(kernel: Made.vmlinux(), commandLine: "console=ttyS0", initrd: [1, 2, 3])
