@@ -66,7 +66,7 @@ extension Core {
             let shifted = start >= T.bits ? 0 : x >> T(start)
             let r = length >= T.bits ? shifted : shifted & ((1 << T(length)) &- 1)
             setReg(op.pointee.a, r)
-            UndefinedFlags.afterBitField(self, isZero: r == 0)
+            UndefinedFlags.afterBitField(self, result: r)
         }
     }
 
@@ -78,7 +78,7 @@ extension Core {
     }
 
     private func setResult<T: Word>(_ result: T, carry: Bool) {
-        UndefinedFlags.afterBitManipulation(self, result: result.extended, carry: carry)
+        UndefinedFlags.afterBitManipulation(self, result: result, carry: carry)
     }
 
     private func deposited<T: Word>(_ source: T, _ mask: T) -> T {
