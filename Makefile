@@ -6,6 +6,7 @@
 SWIFT      ?= swift
 SWIFTFLAGS ?=
 TESTFLAGS  ?=
+LABFLAGS   ?=
 PREFIX     ?= /usr/local
 DESTDIR    ?=
 FUZZ       ?= 10000
@@ -24,11 +25,12 @@ installed = $(bindir)/vmrr $(datadir)/man/man1/vmrr.1 $(datadir)/bash-completion
 	$(datadir)/zsh/site-functions/_vmrr $(datadir)/fish/vendor_completions.d/vmrr.fish
 
 .NOTPARALLEL:
-.PHONY: help setup build test-build demo test lab differential fuzz soak bench install uninstall clean
+.PHONY: help setup build test-build demo test test-host lab test-lab differential fuzz soak bench install uninstall clean
 
 help:
 	@echo 'make demo       records a guest until it fails, replays the failure, shows it'
-	@echo 'make test       runs every test'
+	@echo 'make test       runs every test: on this host, then some of them in the lab'
+	@echo 'make test-lab   those in the lab alone'
 	@echo 'make build      builds $(BUILT)'
 	@echo 'make lab        a shell on a machine with a stock /dev/kvm, which QEMU emulates: scripts/lab help'
 	@echo 'make install    installs what make build left: PREFIX=$(PREFIX), DESTDIR is honoured'
@@ -40,7 +42,8 @@ help:
 	@echo 'make clean      removes what was built'
 	@echo
 	@echo 'demo, test and build install missing packages first, and name them before they do.'
-	@echo 'SWIFTFLAGS go to every swift build, TESTFLAGS to every swift test (TESTFLAGS="--filter UART").'
+	@echo 'SWIFTFLAGS go to every swift build, TESTFLAGS to every swift test (TESTFLAGS="--filter UART"), LABFLAGS to the'
+	@echo 'tests in the lab.'
 
 setup:
 	@scripts/setup
@@ -54,8 +57,14 @@ test-build: setup
 demo: build
 	@scripts/demo
 
-test: test-build
+# TESTFLAGS choose among the tests on this host: with them, the lab isn't asked.
+test: test-host $(if $(strip $(TESTFLAGS)),,test-lab)
+
+test-host: test-build
 	$(SWIFT) test -c release --skip-build --disable-xctest $(TESTFLAGS)
+
+test-lab: test-build
+	@scripts/test-lab $(LABFLAGS)
 
 differential: test-build
 	VMRR_DIFFERENTIAL=$(DIFFERENTIAL) $(SWIFT) test -c release --skip-build --disable-xctest --filter DifferentialTests $(TESTFLAGS)
@@ -92,4 +101,4 @@ uninstall:
 
 clean:
 	$(SWIFT) package clean
-	rm -rf demo Benchmarks/out .build-lab
+	rm -rf demo Benchmarks/out .build-lab lab-failures

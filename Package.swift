@@ -64,6 +64,11 @@ let package = Package(
             swiftSettings: swiftSettings
         ),
         // How fast a timeline moves.
+        .target(name: "SoftGuests", path: "Benchmarks/SoftGuests"),
+        .executableTarget(
+            name: "SoftBench", dependencies: ["VMCore", "SoftGuests"], path: "Benchmarks/SoftBench",
+            swiftSettings: swiftSettings
+        ),
         .executableTarget(
             name: "TimelineBench", dependencies: ["Replay", "Trace", "VMCore"], path: "Benchmarks/TimelineBench",
             swiftSettings: swiftSettings

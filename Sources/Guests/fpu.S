@@ -169,6 +169,8 @@ user_done:
     jne user_end
     movl $3, %edi                       // 3: the x87 stack is as deep as it was
     fnstenv -64(%rsp)
+    movq $0, -64 + 12(%rsp)             // what it stores of the last instruction's addresses is lost where the
+    movq $0, -64 + 20(%rsp)             // monitor's kernel saves the registers without them (AMD)
     cmpw $0x0FFF, -64 + 8(%rsp)         // the tag word: registers 6 and 7 are valid
     jne user_end
     movl $4, %edi                       // 4: the x87 number

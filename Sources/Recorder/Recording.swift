@@ -50,7 +50,7 @@ public func run(_ built: BuiltMachine, options: RunOptions) throws -> RunResult 
     let machine = Machine(engine: built.engine, environment: live, exit: built.exit)
     let ending = try endingOf(machine)
     return RunResult(ending: ending, exits: machine.exit.rawValue, digests: nil, seconds: live.elapsed.seconds,
-                     latency: .init(live.latency))
+                     latency: .init(live.latency.all))
 }
 
 /// Runs a machine to its end; what the host can't do is an ending too.
@@ -187,8 +187,9 @@ public struct Recording {
         let end = TraceEnding(
             ended: ending.name, guestStatus: ending.guestStatus, failed: ending.isFailure, detail: detail,
             exits: writer.exits.rawValue, digests: digests, interrupts: environment.interrupts,
-            latency: .init(world.latency), wall: wall,
-            assistedInstructions: machine.engine.assistedInstructions, marks: environment.marks)
+            latency: .init(world.latency.all), wall: wall,
+            assistedInstructions: machine.engine.assistedInstructions, latencies: .init(world.latency),
+            marks: environment.marks)
         var result = ending
         do {
             try writer.finish(meta: [TraceEnding.key: end, CheckpointSpacing.key: spacing])

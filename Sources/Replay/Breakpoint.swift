@@ -46,6 +46,22 @@ extension Timeline {
 
     private func run(forwardTo breakpoints: [Breakpoint], before end: Position) throws -> Breakpoint? {
         while position.exit < last, position < end {
+            if let address = soleAddress(breakpoints), engine.retired != nil, !environment.isNextAnchored {
+                // An engine that counts instructions stops at a position.
+                if try hitHere(breakpoints) != nil {
+                    try stepInstruction()
+                    if position < end, let hit = try hitHere(breakpoints) { return hit }
+                    continue
+                }
+                let start = position
+                if try runToNextExit(stoppingAt: address) {
+                    if position < end, let hit = try hitHere(breakpoints) { return hit }
+                    continue
+                }
+                position = Position(exit: start.exit, instructions: engine.retiredSinceExit?.rawValue ?? 0)
+                isSound = true
+                return position < end ? breakpoints[0] : nil
+            }
             let start = position
             let contents = breakpoints.map(content)
             if try mayHitBeforeNextExit(breakpoints, contents) {
@@ -54,6 +70,12 @@ extension Timeline {
             }
         }
         return nil
+    }
+
+    /// The address, where there is one breakpoint and that is on an instruction.
+    private func soleAddress(_ breakpoints: [Breakpoint]) -> UInt64? {
+        guard breakpoints.count == 1, case .execute(let address) = breakpoints[0] else { return nil }
+        return address
     }
 
     /// Moves to the next exit, or somewhere before it, where a breakpoint may hit on the way.

@@ -103,6 +103,8 @@ public struct TraceEnding: Codable, Sendable {
     public var wall: Nanoseconds
     /// Instructions that KVM could not emulate and the soft engine executed; nil in traces of vmrr 0.1, which ended there.
     public var assistedInstructions: UInt64?
+    /// The same by the position that interrupts got; nil in traces of vmrr 0.1.
+    public var latencies: Latencies?
     /// The user's marks; nil where they weren't counted.
     public var marks: Int?
 
@@ -122,9 +124,25 @@ public struct TraceEnding: Codable, Sendable {
         }
     }
 
+    public struct Latencies: Codable, Sendable {
+        public var atExit: Latency
+        public var atWindow: Latency
+        public var betweenExits: Latency
+
+        public init(_ latency: InterruptLatency) {
+            (atExit, atWindow, betweenExits) = (.init(latency.atExit), .init(latency.atWindow), .init(latency.betweenExits))
+        }
+
+        private enum CodingKeys: String, CodingKey {
+            case atExit = "at_exit"
+            case atWindow = "at_window"
+            case betweenExits = "between_exits"
+        }
+    }
+
     public init(ended: String, guestStatus: UInt32?, failed: Bool, detail: String?, exits: UInt64,
                 digests: MachineDigests?, interrupts: InterruptCounts, latency: Latency, wall: Nanoseconds,
-                assistedInstructions: UInt64? = nil, marks: Int? = nil) {
+                assistedInstructions: UInt64? = nil, latencies: Latencies? = nil, marks: Int? = nil) {
         self.ended = ended
         self.guestStatus = guestStatus
         self.failed = failed
@@ -135,6 +153,7 @@ public struct TraceEnding: Codable, Sendable {
         self.latency = latency
         self.wall = wall
         self.assistedInstructions = assistedInstructions
+        self.latencies = latencies
         self.marks = marks
     }
 }

@@ -51,6 +51,7 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     public var resumeFlag = false
     /// Stopping at a breakpoint costs little more than an instruction: a search for an anchor needs no free run.
     public var cheapBreakpoints = false
+    public var undefinedFlags = UndefinedFlags()
 
     public init() {}
 
@@ -66,6 +67,7 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         stepToUser = try flag(.stepToUser)
         resumeFlag = try flag(.resumeFlag)
         cheapBreakpoints = try flag(.cheapBreakpoints)
+        undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
     }
 
     /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,

@@ -34,6 +34,14 @@ public enum EngineHost: Sendable {
         }
     }
 
+    /// What this processor leaves in undefined flags.
+    public var undefinedFlags: UndefinedFlags {
+        switch self {
+        case .kvm(_, let capabilities): capabilities.undefinedFlags
+        case .soft: UndefinedFlags()
+        }
+    }
+
     /// How guests see time stamps here where nobody says otherwise.
     public var defaultTimestamps: TimestampPolicy { kind == .soft ? .record : .hide }
 

@@ -79,7 +79,10 @@ struct Landing {
             return try count(distance, with: engine)
         }
         if try machine.isAt(anchor) { return .landed }
-        if statistics.triesAssistant(), let assistant = try machine.assistant.get() {
+        // Where KVM can't stop at a breakpoint there is no other way but single steps.
+        if !engine.capabilities.breakpointKernel || statistics.triesAssistant(), let assistant = try machine.assistant.get() {
+            // Counting needs no search, and counts from here.
+            if !engine.capabilities.breakpointKernel, distance == nil, let outcome = try runAndAssist(assistant, &statistics) { return outcome }
             let outcome = try runAssisted(assistant, &statistics)
             statistics.assistantEnded(landed: outcome == .landed)
             if let outcome { return outcome }
@@ -175,6 +178,43 @@ struct Landing {
             case .window: continue
             }
         }
+    }
+
+    /// Where KVM can't stop at breakpoints: lets it run freely for most of the way, the soft engine for the rest; over again
+    /// from an earlier moment after each overshoot. Nil, with all as it was, when no free run is left.
+    private func runAndAssist(_ assistant: Assistant, _ statistics: inout LandingStatistics) throws -> Outcome? {
+        var lead = statistics.lead
+        guard anchor.elapsed > lead + Self.shortestFreeRun else { return nil }
+        let start = try engine.state()
+        let watch = try machine.watch.get()
+        try watch.mark()
+        while anchor.elapsed > lead + Self.shortestFreeRun {
+            var outcome = try runFreely(for: anchor.elapsed - lead)
+            if case .interrupted? = outcome { return .interrupted }
+            if outcome == nil {
+                let budget = Nanoseconds((lead.rawValue + 60_000) * Self.slowestSearch)
+                do {
+                    try assistant.start(from: engine.state())
+                    outcome = try search(with: assistant, until: hostTime() + budget, &statistics)
+                } catch let error as HostError {
+                    guard error.isLackOfSoftEngine else { throw error }
+                }
+                assistant.reportWrites()
+                if outcome == .landed || outcome == .interrupted {
+                    if lead == statistics.lead { statistics.landedAtOnce() }
+                    statistics.assisted += 1
+                    try engine.setState(assistant.engine.state())
+                    return outcome
+                }
+            }
+            if lead == statistics.lead { statistics.overshot() }
+            statistics.overshoots += 1
+            lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
+            // The state first: an exit on which the guest overshot is finished before it, and may write to memory.
+            try engine.setState(start)
+            try watch.rewind()
+        }
+        return nil
     }
 
     /// Runs freely, then searches; over again from an earlier moment after each overshoot. Nil when no free run is left.

@@ -104,7 +104,8 @@ extension MachineConfiguration {
         default: break
         }
 
-        let model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
+        var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
+        model.undefinedFlags = host.undefinedFlags
         let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
         try engine.setState(boot.state)
         var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,

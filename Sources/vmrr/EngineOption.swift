@@ -11,7 +11,7 @@ struct EngineOption: ParsableArguments {
     @Option(name: .customLong("engine"),
             help: ArgumentHelp("What executes the guest: kvm; soft, a processor in software that needs no /dev/kvm, finds "
                 + "every position at once and sees every instruction; auto, the faster of the two, found by trying both. "
-                + "Default: kvm where it can be used, else soft.", valueName: "kvm|soft|auto"))
+                + "Default: for a trace the one that recorded it, else kvm; soft where KVM can't be used.", valueName: "kvm|soft|auto"))
     var choice: Choice?
 
     /// Opens the engine.
@@ -23,8 +23,8 @@ struct EngineOption: ParsableArguments {
         case .soft: return .soft
         case .auto, nil: break
         }
-        // What KVM can't give back isn't tried there.
-        if let trace, trace.timestamps == .record { return .soft }
+        // Its own traces it replays without a search, and what KVM can't give back isn't tried there.
+        if let trace, trace.timestamps == .record || choice == nil && trace.engine == EngineKind.soft.rawValue { return .soft }
         guard let kvm = try Self.openKVM() else { return .soft }
         guard choice == .auto else { return kvm }
         let (fast, slow) = (try EngineSpeed(of: .soft), try EngineSpeed(of: kvm))

@@ -72,6 +72,12 @@ struct InfoCommand: ParsableCommand {
                 "identity": .string(reader.identity), "first_exit": JSON(reader.firstExit.rawValue),
                 "exits": JSON(exits), "events": JSON(reader.events), "interrupts": interruptsJSON(interrupts),
                 "latency_us": ending.map { latencyJSON($0.latency) } ?? .null,
+                "latency_us_by_position": ending?.latencies.map {
+                    [
+                        "at_exit": latencyJSON($0.atExit), "at_window": latencyJSON($0.atWindow),
+                        "between_exits": latencyJSON($0.betweenExits),
+                    ]
+                } ?? .null,
                 "marks": .array(marks.map {
                     ["name": .string($0.name), "exit": JSON($0.exit.rawValue), "seconds": .number($0.time.seconds)]
                 }),
@@ -121,6 +127,17 @@ struct InfoCommand: ParsableCommand {
                 func us(_ value: Nanoseconds) -> String { "\(value.rawValue / 1000) µs" }
                 lines.append(("latency", "interrupts waited \(us(latency.p50)) (p50), \(us(latency.p99)) (p99), "
                     + "\(us(latency.worst)) (worst) for their place"))
+                let byPosition = ending?.latencies.map {
+                    [
+                        ("at exits", interrupts.atExit, $0.atExit), ("at windows", interrupts.atWindow, $0.atWindow),
+                        ("between exits", interrupts.atAnchor, $0.betweenExits),
+                    ].filter { $0.1 > 0 }
+                } ?? []
+                if byPosition.count > 1 {
+                    lines.append(("", byPosition.map { name, _, latency in
+                        "\(name) \(us(latency.p50)), \(us(latency.p99)), \(us(latency.worst))"
+                    }.joined(separator: "; ")))
+                }
             }
             for mark in marks {
                 lines.append(("mark", "\(mark.name): after exit \(mark.exit.rawValue), \(humanSeconds(mark.time.seconds))"))

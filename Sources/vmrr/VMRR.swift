@@ -24,7 +24,8 @@ struct VMRR: ParsableCommand {
             DoctorCommand.self, GuestsCommand.self, RunCommand.self, RecordCommand.self, ReplayCommand.self,
             ResumeCommand.self, SnapshotCommand.self, PackCommand.self, VerifyCommand.self, InfoCommand.self,
             CheckpointsCommand.self, EventsCommand.self, ExportCommand.self,
-            StateCommand.self, BisectCommand.self, WritesCommand.self, DiffCommand.self, DivergeCommand.self,
+            StateCommand.self, TraceCommand.self, BisectCommand.self, WritesCommand.self, DiffCommand.self,
+            DivergeCommand.self,
         ])
 }
 

@@ -8,6 +8,8 @@ import Testing
 //     VMRR_KILLS     recordings killed at a random moment, 8
 //     VMRR_SOAK      seconds that the flight recorder runs, 60
 //     VMRR_FUZZ      mutated traces, 60
+//     VMRR_LINUX     the folder with the Linux guest that `scripts/lab guest` makes; none by default
+//     VMRR_LINUX_SECONDS, VMRR_LINUX_REPLAYS    how long that works, and how often it is replayed, 1 and 1
 //     VMRR_SEED      the seed of everything random
 
 /// All of them: the one place that says what each test gets.

@@ -13,7 +13,7 @@ public enum KernelFormat: Sendable {
             self = .linux
         } else if Multiboot.isMultiboot(image) {
             self = .multiboot
-        } else if ELFKernel.isELF64(file) {
+        } else if ELFImage.isELF64(file) {
             self = .pvh
         } else {
             throw .badImage("not a kernel that can be started: a Linux bzImage, a 64-bit ELF file with a PVH note, or a "

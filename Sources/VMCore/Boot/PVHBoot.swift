@@ -17,14 +17,15 @@ public enum PVHBoot {
     static let longestCommandLine = 2047
 
     public static func load(_ guest: LinuxGuest, into memory: GuestMemory) throws(BootError) -> BootResult {
-        let kernel = try ELFKernel(ImageReader(bytes: guest.kernel))
+        let kernel = try ELFImage(guest.kernel)
+        guard !kernel.segments.isEmpty else { throw .badImage("the ELF file has nothing to load") }
         guard let entry = entry(kernel) else { throw .badImage("the ELF file has no PVH note") }
         let line = Array(guest.commandLine.utf8)
         guard line.count <= longestCommandLine else {
             throw .usage("the command line has \(line.count) bytes; \(longestCommandLine) is the most")
         }
-        for segment in kernel.segments { try place(segment, in: memory) }
-        let end = kernel.segments.map { $0.physical + $0.memoryBytes }.max() ?? 0
+        for segment in kernel.segments { try place(segment, of: kernel, in: memory) }
+        let end = kernel.segments.map { $0.physical.rawValue + $0.memoryBytes }.max() ?? 0
         let initrd = try LinuxBoot.placeInitrd(guest.initrd, above: end, below: memory.map.lowEnd, in: memory)
         memory.write(line + [0], at: .init(Place.commandLine))
         writeStartInfo(initrd: initrd, into: memory)
@@ -32,9 +33,9 @@ public enum PVHBoot {
     }
 
     /// The entry point that the kernel's notes give.
-    private static func entry(_ kernel: ELFKernel) -> UInt32? {
+    private static func entry(_ kernel: ELFImage) -> UInt32? {
         for notes in kernel.notes {
-            let reader = ImageReader(bytes: Array(notes))
+            let reader = ImageReader(bytes: Array(kernel.bytes[notes]))
             var at = 0
             while let nameBytes: UInt32 = reader.load(at), let bytes: UInt32 = reader.load(at + 4),
                 let type: UInt32 = reader.load(at + 8) {
@@ -50,17 +51,18 @@ public enum PVHBoot {
         return nil
     }
 
-    private static func place(_ segment: ELFKernel.Segment, in memory: GuestMemory) throws(BootError) {
-        let end = segment.physical + segment.memoryBytes
-        guard segment.physical >= LinuxImage.highAddress, end <= 4 << 30 else {
-            throw .badImage("the kernel wants memory from \(hex(segment.physical)) to \(hex(end)): it has to lie between "
+    private static func place(_ segment: ELFImage.Segment, of kernel: ELFImage, in memory: GuestMemory) throws(BootError) {
+        let start = segment.physical.rawValue
+        let end = start + segment.memoryBytes
+        guard start >= LinuxImage.highAddress, end <= 4 << 30 else {
+            throw .badImage("the kernel wants memory from \(hex(start)) to \(hex(end)): it has to lie between "
                 + "1 MiB and 4 GiB")
         }
         guard end <= memory.map.lowEnd else {
             throw .usage("the kernel needs memory up to \(LinuxBoot.megabytes(end)) MiB, the machine has "
                 + "\(memory.map.lowEnd >> 20); give it more with --memory")
         }
-        memory.write(Array(segment.content), at: .init(segment.physical))
+        memory.write(Array(kernel.bytes[segment.offset..<(segment.offset + segment.fileBytes)]), at: segment.physical)
     }
 
     private static func writeStartInfo(initrd: Range<UInt64>, into memory: GuestMemory) {

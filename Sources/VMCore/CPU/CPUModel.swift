@@ -55,6 +55,14 @@ public enum TimestampPolicy: String, Codable, CaseIterable, Sendable {
 public struct CPUModel: Codable, Equatable, Sendable {
     public var name: String
     public var entries: [CPUIDEntry]
+    public var undefinedFlags = UndefinedFlags()
+
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        name = try values.decode(String.self, forKey: .name)
+        entries = try values.decode([CPUIDEntry].self, forKey: .entries)
+        undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
+    }
 
     /// The names that `--cpu` takes, with what each costs.
     public static let names: [(name: String, note: String)] = [

@@ -49,6 +49,7 @@ public struct SelfTests {
         found.stepUser = try stepWorks(user: true)
         if found.stepKernel { found.stepToUser = try stepReachesUser() }
         if found.breakpointKernel { found.resumeFlag = try resumeFlagPasses() }
+        found.undefinedFlags = try undefinedFlags()
         return found
     }
 
@@ -209,6 +210,32 @@ public struct SelfTests {
         return Int32(bitPattern: engine.vcpu.run.pointee.exit_reason) == KVM_EXIT_IO
     }
 
+    /// The arithmetic flags after `code` at CPL 3, which KVMs that emulate kernel code execute too. Before it all of them
+    /// are `set`, or none is.
+    private func flags(after code: [UInt8], allSet set: Bool) throws(HostError) -> UInt64? {
+        // PUSH flags; POPF; the code; PUSHF; POP RAX; OUT port, EAX
+        let program: [UInt8] = [0x68, set ? 0xD7 : 0x02, set ? 0x08 : 0x00, 0, 0, 0x9D] + code
+            + [0x9C, 0x58, 0xE7, Self.port]
+        guard case .exit(.portWrite, let value) = see(try machine(program, .long(user: true)), .none) else { return nil }
+        return value & 0x8D5
+    }
+
+    /// A way that is neither of those known counts as the usual one.
+    private func undefinedFlags() throws(HostError) -> UndefinedFlags {
+        var found = UndefinedFlags()
+        // MOV EAX, 3; LEA ECX, [RAX + 2]; IMUL EAX, ECX: the product has an even number of bits set.
+        found.multiplicationSetsResult
+            = try flags(after: [0xB8, 3, 0, 0, 0, 0x8D, 0x48, 2, 0x0F, 0xAF, 0xC1], allSet: true) == 0x04
+        // MOV EAX, 7; MOV ECX, 2; MOV EDX, 0; DIV ECX
+        found.divisionKeepsAll
+            = try flags(after: [0xB8, 7, 0, 0, 0, 0xB9, 2, 0, 0, 0, 0xBA, 0, 0, 0, 0, 0xF7, 0xF1], allSet: true) == 0x8D5
+        // MOV EAX, 1; SHL EAX, 3
+        found.shiftSetsAuxiliary = try flags(after: [0xB8, 1, 0, 0, 0, 0xC1, 0xE0, 3], allSet: false) != 0
+        // MOV ECX, 0x80000001; BSF EAX, ECX
+        found.scanTestsSource = try flags(after: [0xB9, 1, 0, 0, 0x80, 0x0F, 0xBC, 0xC1], allSet: true) == 0x80
+        return found
+    }
+
     /// Instructions that a kernel-mode guest may use and that a KVM emulating them may lack.
     private static let emulated: [(name: String, long: Bool, bytes: [UInt8])] = [
         ("INT3", false, [0xCC]),
@@ -302,10 +329,16 @@ public struct SelfTests {
             "is lost: interrupts that come while the kernel has them off wait for an exit with them on")
         add("resume flag", found.resumeFlag, "carries the guest past a breakpoint",
             "isn't honoured: breakpoints are passed by a step")
+        results.append(SelfTestResult(
+            name: "undefined flags", outcome: .works,
+            detail: found.undefinedFlags == UndefinedFlags() ? "as AMD's family 19h leaves them" : "not as AMD's family 19h "
+                + "leaves them; the trace says how, and the soft engine does the same"))
         add("MSR filter", try msrFilterWorks(), "RDMSR of the timestamp counter comes to the monitor",
             "MSR reads can't be recorded", gap: true)
-        add("RDTSC at CPL 3", try timestampIsTrappable(), "can be made to fault (CR4.TSD)",
-            "can't be trapped: a program that uses it where CPUID hides it isn't recorded", gap: true)
+        add("RDTSC at CPL 3", try timestampIsTrappable(), "can be made to fault by a kernel (CR4.TSD), not by the monitor: a "
+                + "program that uses it where CPUID hides it isn't recorded",
+            "can't be made to fault, not even by a kernel: a program that uses it where CPUID hides it isn't recorded",
+            gap: true)
         let latency = try kickLatency()
         add("kick", latency < .milliseconds(1), "stops a running guest within \(latency.rawValue / 1000) µs",
             "took \(latency.rawValue / 1000) µs: timer interrupts come late")

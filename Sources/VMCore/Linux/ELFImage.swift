@@ -1,6 +1,6 @@
 /// A 64-bit ELF executable for x86-64, as far as a kernel's loader and tools want to know it. The file is untrusted.
 ///
-/// Source: System V ABI, chapter 4 and 5; gABI, "64-bit Object File Format".
+/// Source: System V ABI, "ELF Header", "Sections", "Program Header", with the 64-bit layouts of the AMD64 supplement.
 public struct ELFImage: Sendable {
     public static let magic: [UInt8] = [0x7F, 0x45, 0x4C, 0x46]
 
@@ -28,6 +28,8 @@ public struct ELFImage: Sendable {
     /// What the header gives as the entry; of a kernel, a physical address.
     public let entry: UInt64
     public let segments: [Segment]
+    /// Where the notes lie in the file.
+    public let notes: [Range<Int>]
     public let sections: [Section]
 
     private static let mostHeaders: UInt16 = 1 << 12
@@ -35,14 +37,18 @@ public struct ELFImage: Sendable {
     public init(_ bytes: [UInt8]) throws(BootError) {
         let file = ImageReader(bytes: bytes)
         guard bytes.starts(with: Self.magic) else { throw .badImage("not an ELF file") }
-        // 64 bits, little-endian, EM_X86_64.
-        guard file.load(4, as: UInt8.self) == 2, file.load(5, as: UInt8.self) == 1, file.load(18, as: UInt16.self) == 62
-        else { throw .badImage("the ELF file isn't for x86-64") }
+        guard Self.isELF64(file) else { throw .badImage("the ELF file isn't for x86-64") }
         guard let entry = file.load(24, as: UInt64.self) else { throw .badImage("the ELF header is cut off") }
         self.bytes = bytes
         self.entry = entry
-        segments = try Self.segments(file)
+        (segments, notes) = try Self.segments(file)
         sections = try Self.sections(file)
+    }
+
+    /// Whether a file is a 64-bit x86 ELF file, good or bad.
+    static func isELF64(_ file: ImageReader) -> Bool {
+        // 64 bits, little-endian, EM_X86_64.
+        file.bytes.starts(with: magic + [2, 1]) && file.load(18, as: UInt16.self) == 62
     }
 
     private static func table(_ file: ImageReader, offset: Int, size: Int, count: Int, least: UInt16, _ what: String)
@@ -57,25 +63,30 @@ public struct ELFImage: Sendable {
         return (0..<Int(number)).map { Int(start) + $0 * Int(entry) }
     }
 
-    private static func segments(_ file: ImageReader) throws(BootError) -> [Segment] {
+    private static func segments(_ file: ImageReader) throws(BootError) -> ([Segment], notes: [Range<Int>]) {
         var segments: [Segment] = []
-        for at in try table(file, offset: 32, size: 54, count: 56, least: 56, "program") {
+        var notes: [Range<Int>] = []
+        for (number, at) in try table(file, offset: 32, size: 54, count: 56, least: 56, "program").enumerated() {
             guard let type: UInt32 = file.load(at), let flags: UInt32 = file.load(at + 4),
                 let offset: UInt64 = file.load(at + 8), let virtual: UInt64 = file.load(at + 16),
                 let physical: UInt64 = file.load(at + 24), let fileBytes: UInt64 = file.load(at + 32),
                 let memoryBytes: UInt64 = file.load(at + 40)
             else { throw .badImage("an ELF program header is cut off") }
-            guard type == 1, memoryBytes > 0 else { continue }  // PT_LOAD
-            guard fileBytes <= memoryBytes, file.slice(offset, fileBytes) != nil else {
-                throw .badImage("an ELF segment lies outside the file")
+            guard type == 1 && memoryBytes > 0 || type == 4 else { continue }  // PT_LOAD, PT_NOTE
+            guard let content = file.slice(offset, fileBytes) else {
+                throw .badImage("the kernel is cut off: ELF segment \(number) lies outside the file")
             }
-            guard !physical.addingReportingOverflow(memoryBytes).overflow,
+            if type == 4 {
+                notes.append(content.indices)
+                continue
+            }
+            guard fileBytes <= memoryBytes, !physical.addingReportingOverflow(memoryBytes).overflow,
                 !virtual.addingReportingOverflow(memoryBytes).overflow
-            else { throw .badImage("an ELF segment is larger than memory can be") }
+            else { throw .badImage("ELF program header \(number) is damaged") }
             segments.append(Segment(offset: Int(offset), fileBytes: Int(fileBytes), memoryBytes: memoryBytes,
                                     virtual: virtual, physical: .init(physical), isExecutable: flags & 1 != 0))
         }
-        return segments
+        return (segments, notes)
     }
 
     private static func sections(_ file: ImageReader) throws(BootError) -> [Section] {
@@ -105,6 +116,17 @@ public struct ELFImage: Sendable {
     }
 
     public func section(_ name: String) -> Section? { sections.first { $0.name == name } }
+
+    /// Physical addresses of the executable sections.
+    var code: [Range<UInt64>] {
+        sections.filter { $0.isExecutable && !$0.content.isEmpty }.compactMap { section in
+            segments.first { $0.offset <= section.content.lowerBound && section.content.upperBound <= $0.offset + $0.fileBytes }
+                .map { segment in
+                    let start = segment.physical.rawValue + UInt64(section.content.lowerBound - segment.offset)
+                    return start..<(start + UInt64(section.content.count))
+                }
+        }
+    }
 
     /// Where in the file the content of a virtual address is, as far as `count` bytes of it are in one segment.
     public func offset(of virtual: UInt64, count: Int) -> Int? {

@@ -44,7 +44,7 @@ public final class LiveEnvironment: Environment {
 
     /// Machine time of the last exit.
     public private(set) var lastExit: Nanoseconds
-    public private(set) var latency = LatencyStatistics()
+    public private(set) var latency = InterruptLatency()
     /// Called once for each thing the user should know about how interrupts are placed.
     public var notice: (String) -> Void = { _ in }
     /// Does what the user asks of the monitor while the guest runs, and says what came of it.
@@ -307,7 +307,7 @@ public final class LiveEnvironment: Environment {
         if point == .exit || point == .window && !nmiWaits || options.placement == .immediate && !isExact {
             if ready {
                 engine.wantsRegisters = false
-                return enter(since: since, now: now)
+                return enter(at: point, since: since, now: now)
             }
             if platform.isHalted { return nil }
             if options.placement == .immediate { return .proceedToWindow }
@@ -326,7 +326,7 @@ public final class LiveEnvironment: Environment {
         if ready {
             // Not split, so that an engine with breakpoints finds the point as well. A step finishes it.
             if try endOfRepeatedString() != nil { return .step }
-            return enter(since: since, now: now)
+            return enter(at: point, since: since, now: now)
         }
         if nmiWaits {
             graceEnds = now + Self.retry
@@ -373,21 +373,20 @@ public final class LiveEnvironment: Environment {
             return engine.capabilities.breakpointKernel ? .proceedTo(end) : .proceed
         }
         engine.wantsRegisters = true
-        return enter(since: since, now: now)
+        return enter(at: point, since: since, now: now)
     }
 
-    private func enter(since: Nanoseconds, now: Nanoseconds) -> Entry {
-        latency.add(now - since)
+    private func enter(at point: EntryPoint, since: Nanoseconds, now: Nanoseconds) -> Entry {
         waitingSince = nil
         graceEnds = nil
         windowRequestedAt = nil
         waitsForExit = false
         defer { reschedule(at: now) }
-        if platform.acknowledgeNMI() { return .nmi }
-        guard let vector = platform.acknowledgeInterrupt(taskPriority: engine.taskPriority) else {
-            return .proceed
-        }
-        return .interrupt(vector)
+        let isNMI = platform.acknowledgeNMI()
+        let vector = isNMI ? nil : platform.acknowledgeInterrupt(taskPriority: engine.taskPriority)
+        guard isNMI || vector != nil else { return .proceed }
+        latency.add(now - since, at: point)
+        return vector.map { .interrupt($0) } ?? .nmi
     }
 
     public func missed(_ anchor: Anchor, machine: Machine, next: EventIdentity?) throws {
@@ -397,27 +396,61 @@ public final class LiveEnvironment: Environment {
 
 /// How long interrupts waited for a place to enter.
 public struct LatencyStatistics: Sendable {
-    // Buckets of powers of two nanoseconds: enough to tell 50 µs from 200 µs, and of constant size.
-    private var buckets = [UInt64](repeating: 0, count: 64)
+    // Four buckets for each power of two nanoseconds, of constant size: what is said is too large by a quarter at most.
+    private static let parts = 2
+    private var buckets = [UInt64](repeating: 0, count: 64 << parts)
     public private(set) var count: UInt64 = 0
     public private(set) var worst = Nanoseconds(0)
 
     public init() {}
 
     public mutating func add(_ latency: Nanoseconds) {
-        buckets[63 - max(1, latency.rawValue).leadingZeroBitCount] += 1
+        buckets[Self.bucket(latency.rawValue)] += 1
         count += 1
         worst = max(worst, latency)
+    }
+
+    /// By the highest bit and the two that follow it.
+    private static func bucket(_ value: UInt64) -> Int {
+        let power = 63 - max(1, value).leadingZeroBitCount
+        let rest = power >= parts ? value >> UInt64(power - parts) : value << UInt64(parts - power)
+        return power << parts | Int(rest & (1 << UInt64(parts) - 1))
+    }
+
+    /// The largest value of a bucket.
+    private static func limit(_ bucket: Int) -> UInt64 {
+        let (power, part) = (bucket >> parts, UInt64(bucket & (1 << parts - 1)))
+        guard power >= parts else { return UInt64(1) << UInt64(power + 1) - 1 }
+        return ((1 << UInt64(parts) | part) << UInt64(power - parts)) | (UInt64(1) << UInt64(power - parts) - 1)
     }
 
     /// The upper bound of the bucket that holds the fraction `p` (0–1) of all latencies.
     public func percentile(_ p: Double) -> Nanoseconds {
         var rest = UInt64((Double(count) * p).rounded(.up))
         for (i, n) in buckets.enumerated() {
-            if n >= rest { return min(worst, Nanoseconds((UInt64(2) << i) - 1)) }
+            if n >= rest { return min(worst, Nanoseconds(Self.limit(i))) }
             rest -= n
         }
         return worst
+    }
+}
+
+/// How long interrupts waited, by the position that they got.
+public struct InterruptLatency: Sendable {
+    public private(set) var all = LatencyStatistics()
+    public private(set) var atExit = LatencyStatistics()
+    public private(set) var atWindow = LatencyStatistics()
+    public private(set) var betweenExits = LatencyStatistics()
+
+    public init() {}
+
+    mutating func add(_ latency: Nanoseconds, at point: EntryPoint) {
+        all.add(latency)
+        switch point {
+        case .exit, .midInstruction: atExit.add(latency)
+        case .window: atWindow.add(latency)
+        case .between, .landed: betweenExits.add(latency)
+        }
     }
 }
 

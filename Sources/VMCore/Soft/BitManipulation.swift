@@ -66,7 +66,9 @@ extension Core {
             let shifted = start >= T.bits ? 0 : x >> T(start)
             let r = length >= T.bits ? shifted : shifted & ((1 << T(length)) &- 1)
             setReg(op.pointee.a, r)
-            UndefinedFlags.afterBitField(self, result: r)
+            // AMD processors of family 19h set AF, clear SF, and set PF by the result: all three are undefined.
+            setResult(r, cf: false, of: false, af: true)
+            if sf { setArithmetic(rflags & Flag.arithmetic & ~Flag.sf) }
         }
     }
 
@@ -78,7 +80,8 @@ extension Core {
     }
 
     private func setResult<T: Word>(_ result: T, carry: Bool) {
-        UndefinedFlags.afterBitManipulation(self, result: result, carry: carry)
+        // AF and PF are undefined: on AMD processors of family 19h AF is 0 and PF the result's.
+        setResult(result, cf: carry, of: false, af: false)
     }
 
     private func deposited<T: Word>(_ source: T, _ mask: T) -> T {

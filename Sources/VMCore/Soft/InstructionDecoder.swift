@@ -370,13 +370,20 @@ struct InstructionDecoder {
 
     mutating func shift(_ kind: UInt8) {
         let size = self.size
-        if isRegister(0), size >= 2, isImmediate(1), kind >= 4 {
+        if isRegister(0), size >= 2, isImmediate(1), kind != 2, kind != 3 {
             let count = imm(1) & (size == 3 ? 63 : 31)
             if count == 0 {
                 // A 32-bit shift by 0 still clears the upper half.
                 return size == 2 ? emit(.mov32, a: slot(0), b: slot(0)) : emit(.nop)
             }
-            let code: OpCode = kind == 5 ? .shrImm32 : kind == 7 ? .sarImm32 : .shlImm32
+            let code: OpCode
+            switch kind {
+            case 0: code = .rolImm32
+            case 1: code = .rorImm32
+            case 5: code = .shrImm32
+            case 7: code = .sarImm32
+            default: code = .shlImm32
+            }
             return emit(OpCode(rawValue: code.rawValue + size - 2).unsafelyUnwrapped, a: slot(0), imm: count)
         }
         cold(.shift, extra: kind)

@@ -218,14 +218,25 @@ extension Core {
 
     /// TZCNT and LZCNT change CF and ZF; what they leave in the others is undefined.
     private func setResultCarry<T: Word>(_ result: T, _ carry: Bool) {
-        UndefinedFlags.afterCount(self, isZero: result == 0, carry: carry)
+        // OF stays as it was.
+        setArithmetic(rflags & Flag.of | (carry ? Flag.cf : 0) | (result == 0 ? Flag.zf : 0))
     }
 
     // MARK: Multiplication and division
 
     /// The flags that a multiplication leaves: CF and OF say whether the upper half matters, the others are undefined.
     func setMultiplied<T: Word>(_ low: T, overflow: Bool) {
-        UndefinedFlags.afterMultiplication(self, low: low.extended, overflow: overflow)
+        if s.undefinedFlags.multiplicationSetsResult {
+            setResult(low, cf: overflow, of: overflow, af: false)
+        } else {
+            setCarryOverflow(overflow, overflow)
+        }
+    }
+
+    /// The flags that a division leaves: all are undefined.
+    private func setDivided() {
+        guard !s.undefinedFlags.divisionKeepsAll else { return }
+        setArithmetic(rflags & (Flag.cf | Flag.of) | Flag.af)
     }
 
     private func multiply<T: Word>(_ op: Op, _ type: T.Type) throws(Trap) {
@@ -273,7 +284,7 @@ extension Core {
         guard high < divisor else { throw .exception(Vector.de) }
         let result = divisor.dividingFullWidth((high, T.Magnitude(truncatingIfNeeded: low)))
         setHalves(result.quotient, result.remainder)
-        UndefinedFlags.afterDivision(self)
+        setDivided()
     }
 
     private func divideSigned<T: Word>(_ op: Op, _ type: T.Type) throws(Trap) {
@@ -291,7 +302,7 @@ extension Core {
         let most = (1 as T) << T(T.bits - 1)
         guard result.quotient < most || flips && result.quotient == most else { throw .exception(Vector.de) }
         setHalves(flips ? 0 &- result.quotient : result.quotient, negative ? 0 &- result.remainder : result.remainder)
-        UndefinedFlags.afterDivision(self)
+        setDivided()
     }
 
     // MARK: Shifts
@@ -347,18 +358,18 @@ extension Core {
             r = count >= bits ? 0 : a >> T(count)
             let carry = count > bits ? false : a >> T(count - 1) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: UndefinedFlags.shiftedAF)
+            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: s.undefinedFlags.shiftSetsAuxiliary)
         case 7:  // SAR
             let wide = Int64(bitPattern: a.extended)
             r = T(truncatingIfNeeded: wide >> Int64(min(count, 63)))
             let carry = wide >> Int64(min(count - 1, 63)) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: false, af: UndefinedFlags.shiftedAF)
+            setResult(r, cf: carry, of: false, af: s.undefinedFlags.shiftSetsAuxiliary)
         default:  // SHL
             r = count >= bits ? 0 : a << T(count)
             let carry = count > bits ? false : a >> T(bits - count) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: r.isNegative != carry, af: UndefinedFlags.shiftedAF)
+            setResult(r, cf: carry, of: r.isNegative != carry, af: s.undefinedFlags.shiftSetsAuxiliary)
         }
     }
 
@@ -393,7 +404,7 @@ extension Core {
         }
         try setFirst(op, r)
         let overflow = isLeft ? r.isNegative != carry : (r << 1 ^ r).isNegative
-        setResult(r, cf: carry, of: overflow, af: UndefinedFlags.shiftedAF)
+        setResult(r, cf: carry, of: overflow, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     // MARK: Bits
@@ -432,6 +443,14 @@ extension Core {
             let r = op.pointee.cold == .bsf ? a.trailingZeroBitCount : Int(T.bits) - 1 - a.leadingZeroBitCount
             setReg(op.pointee.a, T(truncatingIfNeeded: r))
         }
-        UndefinedFlags.afterScan(self, reg(op.pointee.a, T.self), isZero: a == 0)
+        // ZF alone is defined.
+        if s.undefinedFlags.scanTestsSource {
+            setLogic(a)
+        } else if s.undefinedFlags.scanSetsResult {
+            setLogic(reg(op.pointee.a, T.self))
+            setArithmetic((pf ? Flag.pf : 0) | (a == 0 ? Flag.zf : 0))
+        } else {
+            setArithmetic(rflags & Flag.arithmetic & ~Flag.zf | (a == 0 ? Flag.zf : 0))
+        }
     }
 }

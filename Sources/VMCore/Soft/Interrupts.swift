@@ -74,6 +74,13 @@ extension Core {
         .exception(kind, code: UInt32(vector) << 3 | 2 | (source == .software ? 0 : 1))
     }
 
+    /// A fault pushes the resume flag set, so that a breakpoint on its instruction isn't met again when that is restarted.
+    /// Source: Intel SDM Vol. 3B, 18.3.1.1.
+    private func pushedFlags(_ vector: UInt8, _ source: EventSource) -> UInt64 {
+        let isFault = source == .exception && ![Vector.db, Vector.bp, Vector.of, Vector.df].contains(vector)
+        return isFault ? rflags | Flag.rf : rflags
+    }
+
     private func deliverLong(_ vector: UInt8, _ code: UInt32?, _ source: EventSource, _ returnTo: UInt64)
         throws(Trap) {
         guard UInt64(vector) * 16 + 15 <= UInt64(s.idtr.limit) else { throw gateFault(vector, Vector.gp, source) }
@@ -104,7 +111,7 @@ extension Core {
             stack.pointer = try innerStack64(UInt64(level))
         }
         stack.pointer &= ~15
-        let saved = rflags | (source == .exception && vector != Vector.db ? s.flags & Flag.rf : s.flags & Flag.rf)
+        let saved = pushedFlags(vector, source)
         let oldSS = segment(SegmentIndex.ss).pointee
         let system = changes
         try push(UInt64(oldSS.selector), size: 3, on: &stack, system: system)
@@ -116,7 +123,7 @@ extension Core {
         try markAccessed(&descriptor)
         setGPR(GPR.rsp, stack.pointer)
         if changes {
-            segment(SegmentIndex.ss).pointee = Segment(limit: 0xFFF, selector: UInt16(level), attributes: 0xC93 | UInt16(level) << 5)
+            segment(SegmentIndex.ss).pointee = Segment(selector: UInt16(level), attributes: SegmentRegister.unusable | UInt16(level) << 5)
         }
         var cs = descriptor.segment(selector)
         cs.selector = selector & 0xFFFC | UInt16(level)
@@ -150,7 +157,7 @@ extension Core {
         if fromV86, level != 0 { throw selectorFault(Vector.gp, selector, external: external) }
         var stack = stack
         var newSS: Segment?
-        let oldFlags = rflags
+        let oldFlags = pushedFlags(vector, source)
         if level != s.cpl {
             let inner = try innerStack(level)
             var ss = try stackSegment(inner.selector, level: level, fault: Vector.ts)

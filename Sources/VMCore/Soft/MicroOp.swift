@@ -86,7 +86,7 @@ enum OpCode: UInt8 {
     case lea32, lea64
     case cmov32, cmov64
     case set
-    case shlImm32, shlImm64, shrImm32, shrImm64, sarImm32, sarImm64
+    case shlImm32, shlImm64, shrImm32, shrImm64, sarImm32, sarImm64, rolImm32, rolImm64, rorImm32, rorImm64
     case imul32, imul64, imulImm32, imulImm64
     case push64, pushImm64, pop64
     case nop

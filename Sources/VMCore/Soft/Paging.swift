@@ -225,11 +225,15 @@ extension Core {
             return
         }
         guard access == .read || access == .write else { return }
-        if s.dr7 & 0xFF != 0 { return }  // every access is looked at
+        if hasBreakpoints || access == .write && s.watched != nil { return }  // every access is looked at
         let entry = s.tlb + TLB.index(page)
         var made = TLBEntry(addend: Int(bitPattern: host) &- Int(bitPattern: UInt(page)), filePage: filePage)
         if readable { made.read = page }
         // Writes to pages with code have to be seen, and so has the first one since pages were last asked for.
+        if s.watched != nil {
+            entry.pointee = made
+            return
+        }
         if writable, access == .write, s.codeLines[filePage] == 0 {
             s.written[filePage >> 6] |= 1 << UInt64(filePage & 63)
             made.write = page

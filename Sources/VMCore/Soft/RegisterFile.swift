@@ -119,11 +119,14 @@ struct RegisterFile {
     var codeLines: UnsafeMutablePointer<UInt64>
     /// A bit for each page of the memory file that was written since the engine was last asked.
     var written: UnsafeMutablePointer<UInt64>
+    /// The instruction that is being watched; nil where nobody watches.
+    var watched: UnsafeMutablePointer<WatchedInstruction>?
     var cache: UnsafeMutablePointer<BlockCache>
     var cpuid: UnsafeMutablePointer<CPUIDTable>
     var tables: UnsafeMutablePointer<TLBEntry>
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
     var trapsTimestamps = false
+    var undefinedFlags = UndefinedFlags()
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)

@@ -21,7 +21,7 @@ extension Core {
         let r = a &<< T(truncatingIfNeeded: count)
         let carry = a &>> T(truncatingIfNeeded: T.bits &- count) & 1 != 0
         setReg(slot, r)
-        setResult(r, cf: carry, of: r.isNegative != carry, af: UndefinedFlags.shiftedAF)
+        setResult(r, cf: carry, of: r.isNegative != carry, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -29,7 +29,7 @@ extension Core {
         let a = reg(slot, T.self)
         let r = a &>> T(truncatingIfNeeded: count)
         setReg(slot, r)
-        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: (r << 1 ^ r).isNegative, af: UndefinedFlags.shiftedAF)
+        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: (r << 1 ^ r).isNegative, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -37,7 +37,23 @@ extension Core {
         let a = reg(slot, T.self)
         let r = T(truncatingIfNeeded: Int64(bitPattern: a.extended) &>> Int64(truncatingIfNeeded: count))
         setReg(slot, r)
-        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: false, af: UndefinedFlags.shiftedAF)
+        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: false, af: s.undefinedFlags.shiftSetsAuxiliary)
+    }
+
+    @inline(__always)
+    private func rotate<T: Word>(_ slot: UInt8, left count: UInt64, _ type: T.Type) {
+        let a = reg(slot, T.self)
+        let r = a &<< T(truncatingIfNeeded: count) | a &>> T(truncatingIfNeeded: T.bits &- count)
+        setReg(slot, r)
+        setCarryOverflow(r & 1 != 0, r.isNegative != (r & 1 != 0))
+    }
+
+    @inline(__always)
+    private func rotate<T: Word>(_ slot: UInt8, right count: UInt64, _ type: T.Type) {
+        let a = reg(slot, T.self)
+        let r = a &>> T(truncatingIfNeeded: count) | a &<< T(truncatingIfNeeded: T.bits &- count)
+        setReg(slot, r)
+        setCarryOverflow(r.isNegative, (r ^ r << 1).isNegative)
     }
 
     /// A signed product that keeps the lower half.
@@ -246,6 +262,10 @@ extension Core {
                 case .shrImm64: shift(op.pointee.a, right: op.pointee.imm, UInt64.self)
                 case .sarImm32: shift(op.pointee.a, arithmetic: op.pointee.imm, UInt32.self)
                 case .sarImm64: shift(op.pointee.a, arithmetic: op.pointee.imm, UInt64.self)
+                case .rolImm32: rotate(op.pointee.a, left: op.pointee.imm, UInt32.self)
+                case .rolImm64: rotate(op.pointee.a, left: op.pointee.imm, UInt64.self)
+                case .rorImm32: rotate(op.pointee.a, right: op.pointee.imm, UInt32.self)
+                case .rorImm64: rotate(op.pointee.a, right: op.pointee.imm, UInt64.self)
                 case .imul32: multiply(op.pointee.a, reg(op.pointee.a, UInt32.self), reg(op.pointee.b, UInt32.self))
                 case .imul64: multiply(op.pointee.a, reg(op.pointee.a, UInt64.self), reg(op.pointee.b, UInt64.self))
                 case .imulImm32:

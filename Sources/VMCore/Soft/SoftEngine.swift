@@ -12,6 +12,8 @@ public final class SoftEngine: Engine {
     let core: Core
     private let kick = KickFlag()
     private var deadline: Nanoseconds?
+    /// The count at which the clock is looked at next.
+    private var nextLook: UInt64 = 0
     /// Where the instruction stands that the last exit belongs to.
     private enum Pending {
         case none
@@ -62,6 +64,7 @@ public final class SoftEngine: Engine {
             regions: regions, regionCount: memory.map.regions.count, codeLines: words(memory.filePages),
             written: words(memory.filePages / 64 + 1), cache: cache, cpuid: cpuid, tables: tables, codeTables: codeTables))
         core = Core(file)
+        core.s.undefinedFlags = model.undefinedFlags
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
             && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)
@@ -69,6 +72,7 @@ public final class SoftEngine: Engine {
     }
 
     deinit {
+        releaseWatched()
         let s = core.file.pointee
         s.cache.pointee.free()
         s.cache.deallocate()
@@ -132,22 +136,31 @@ public final class SoftEngine: Engine {
                 stands = false
                 continue
             }
+            let count = core.s.retired
             if stop == .step || needsSingle || kickCount - core.s.retired < BlockCache.maximumInstructions {
                 if let arrival = try stepOnce() { return arrival }
             } else {
                 if let arrival = try runSlice(startsAtBreakpoint: stands) { return arrival }
             }
+            // A long repeated string instruction isn't complete yet: the clock goes on all the same.
+            if core.s.retired == count { nextLook = 0 }
             stands = false
         }
     }
 
     private var linearRIP: UInt64 { (core.s.codeBase &+ core.s.rip) & core.s.linearMask }
 
-    private var isLate: Bool { deadline.map { hostTime() >= $0 } ?? false }
+    /// Whether the deadline is over. The clock is looked at once a slice: a guest that makes an exit every few instructions
+    /// would spend a tenth of its time on it.
+    private var isLate: Bool {
+        guard let deadline, core.s.retired >= nextLook else { return false }
+        nextLook = core.s.retired &+ Self.slice
+        return hostTime() >= deadline
+    }
 
     /// Whether what follows the next instruction has to be looked at.
     private var needsSingle: Bool {
-        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.hasBreakpoints
+        core.s.shadow != 0 || core.s.flags & (Flag.tf | Flag.rf) != 0 || core.hasBreakpoints || core.s.watched != nil
     }
 
     private var hasReadyNMI: Bool { core.s.nmiPending != 0 && !core.s.nmiMasked && core.s.shadow == 0 }
@@ -183,6 +196,10 @@ public final class SoftEngine: Engine {
         if core.hasBreakpoints, !resumes, pendingInstructionBreakpoint() {
             return try handle(.exception(Vector.db))
         }
+        if let watched = core.s.watched, !watched.pointee.isOpen {
+            core.openWatch(watched)
+            watch?.begins(InstructionView(core: core, watched: watched))
+        }
         core.s.single = true
         defer { core.s.single = false }
         core.s.answersTaken = 0
@@ -203,6 +220,10 @@ public final class SoftEngine: Engine {
         }
         core.s.answerCount = 0
         core.s.answersTaken = 0
+        if let watched = core.s.watched, core.s.retired != count {
+            watched.pointee.isOpen = false
+            watch?.ends(InstructionView(core: core, watched: watched))
+        }
         if resumes { core.s.flags &= ~Flag.rf }
         let steps = traps && core.s.retired != count
         if steps || core.s.pendingBreakpoints != 0 {
@@ -234,7 +255,10 @@ public final class SoftEngine: Engine {
             core.s.answerCount = 0
             core.s.outgoingCount = 0
             core.s.shadow = 0
+            core.s.watched?.pointee.isOpen = false
+            core.s.watched?.pointee.writeCount = 0
             do throws(Trap) { try core.raise(trap) } catch { return try handle(error) }
+            tellEntry(trap.kind == .nonCanonical ? Vector.gp : trap.vector)
             return nil
         case .shutdown:
             pending = .none
@@ -247,6 +271,35 @@ public final class SoftEngine: Engine {
         let state = coreRegisters()
         let bytes = PageWalk(memory: memory, state: state).bytes(at: state.linearRIP, count: 15)
         return .softEngineLacks(rip: state.general.rip, bytes: bytes)
+    }
+
+    // MARK: Watching
+
+    /// Someone who is told of each instruction; nil for nobody.
+    public var watch: InstructionWatch? {
+        didSet {
+            if watch != nil, core.s.watched == nil {
+                let watched = UnsafeMutablePointer<WatchedInstruction>.allocate(capacity: 1)
+                watched.initialize(to: WatchedInstruction())
+                core.s.watched = watched
+            } else if watch == nil {
+                releaseWatched()
+            }
+            core.s.watched?.pointee.isOpen = false
+            // What goes the fast way isn't seen.
+            core.flushTLB()
+        }
+    }
+
+    private func releaseWatched() {
+        guard let watched = core.s.watched else { return }
+        watched.pointee.free()
+        watched.deallocate()
+        core.s.watched = nil
+    }
+
+    private func tellEntry(_ vector: UInt8) {
+        if let watched = core.s.watched { watch?.enters(vector, InstructionView(core: core, watched: watched)) }
     }
 
     // MARK: Exits
@@ -301,6 +354,7 @@ public final class SoftEngine: Engine {
 
     private func deliverQueued() throws(HostError) -> Arrival? {
         let event = core.s.queued
+        core.s.watched?.pointee.writeCount = 0
         do throws(Trap) {
             if event.kind == .none {
                 core.s.nmiPending -= 1
@@ -315,6 +369,7 @@ public final class SoftEngine: Engine {
         } catch {
             return try handle(error)
         }
+        tellEntry(event.kind == .none ? Vector.nmi : event.vector)
         return nil
     }
 
@@ -406,6 +461,7 @@ public final class SoftEngine: Engine {
         core.s.outgoingSent = 0
         core.s.block = nil
         countAtExit = core.s.retired
+        core.s.watched?.pointee.isOpen = false
         core.flushTLB()
         if core.isProtected, !core.isLong, core.s.cr4 & 0x20 != 0, core.s.cr0 >> 31 != 0 {
             // What can't be loaded faults when it is used.
@@ -504,7 +560,11 @@ public final class SoftEngine: Engine {
 
     // MARK: Kicks
 
-    public func armKick(at moment: Nanoseconds?) { deadline = moment }
+    public func armKick(at moment: Nanoseconds?) {
+        guard moment != deadline else { return }
+        deadline = moment
+        nextLook = 0
+    }
 
     public func armKick(atInstruction count: InstructionCount?) { kickCount = count?.rawValue ?? .max }
 

@@ -156,6 +156,7 @@ extension Core {
 
     /// A store to a page of RAM that goes the slow way: remembers it, and drops code that it replaces.
     func noteWrite(_ page: Int, _ offset: Int, _ size: Int) {
+        if let watched = s.watched { watched.pointee.add(page << 12 | offset, size) }
         s.written[page >> 6] |= 1 << UInt64(page & 63)
         let lines = s.codeLines[page]
         guard lines != 0 else { return }

@@ -17,6 +17,10 @@ enum Sizes {
     static let soak = number("VMRR_SOAK", 60)
     /// Mutated traces.
     static let mutants = number("VMRR_FUZZ", 60)
+    /// Seconds that the Linux guest works, and replays of that and of the same with trapped timestamps.
+    static let linuxSeconds = number("VMRR_LINUX_SECONDS", 1)
+    static let linuxReplays = number("VMRR_LINUX_REPLAYS", 1)
+    static var linuxTrapReplays: Int { (linuxReplays + 3) / 4 }
     /// The seed of everything random.
     static let seed = UInt64(number("VMRR_SEED", 2026))
 }

@@ -1,5 +1,6 @@
 import CZydis
 import DifferentialGuest
+import VMCore
 
 /// One case: code, the state before it, and what of the state afterwards doesn't count.
 struct DifferentialCase: CustomStringConvertible {
@@ -14,23 +15,8 @@ struct DifferentialCase: CustomStringConvertible {
     }
 }
 
-/// The same numbers for the same seed, on every machine. Source: Steele, Lea, Flood, "Fast splittable pseudorandom
-/// number generators", 2014.
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
-
-    init(seed: UInt64) { state = seed }
-
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-        return z ^ z >> 31
-    }
-
-    mutating func below(_ n: UInt64) -> UInt64 { next() % n }
-    mutating func chance(_ one: UInt64, in all: UInt64) -> Bool { below(all) < one }
+extension SeededGenerator {
+    fileprivate mutating func below(_ n: UInt64) -> UInt64 { next(below: n) }
 }
 
 /// Makes cases from a catalogue and a seed.

@@ -32,7 +32,8 @@ struct DifferentialRun {
             CPUIDEntry(1, ecx: .max, edx: .max), CPUIDEntry(7, subleaf: 0, ebx: .max, ecx: .max, edx: .max),
             CPUIDEntry(0x8000_0001, ecx: .max, edx: .max),
         ]
-        let offered = try CPUModel(named: hasAVX ? "x86-64-v3" : "x86-64-v2", timestamps: .hide, supported: everything)
+        var offered = try CPUModel(named: hasAVX ? "x86-64-v3" : "x86-64-v2", timestamps: .hide, supported: everything)
+        offered.undefinedFlags.scanSetsResult = true
         soft = DifferentialMachine(try SoftEngine(memory: try DifferentialMachine.memory(), model: offered),
                                    hasAVX: hasAVX, enablesAVX: hasAVX)
         // MOVAPS XMM0, [RBX] with a misaligned address.

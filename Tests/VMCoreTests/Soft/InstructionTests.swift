@@ -1,0 +1,158 @@
+import Testing
+import VMCore
+
+/// The soft engine stops and is watched at the very instruction.
+@Suite struct InstructionTests {
+    /// INC AX; ADD BX, AX; JMP to the start: the count gives every register.
+    private static let loop: [UInt8] = [0x40, 0x01, 0xC3, 0xEB, 0xFB]
+
+    @Test(arguments: [1, 2, 3, 4, 63, 64, 65, 1000, 12_345, 300_000])
+    func aKickComesAtItsInstruction(count: UInt64) throws {
+        let engine = try SoftMachine(Self.loop).engine
+        engine.armKick(atInstruction: InstructionCount(count))
+        guard case .kicked = try engine.enter(until: .none) else {
+            Issue.record("no kick")
+            return
+        }
+        #expect(engine.retired == InstructionCount(count))
+        let state = try engine.state()
+        #expect(state.general.rax & 0xFFFF == (count + 2) / 3 & 0xFFFF)
+        #expect(state.general.rip == SoftMachine.start + [0, 1, 3][Int(count % 3)])
+    }
+
+    @Test func aKickComesOnce() throws {
+        let engine = try SoftMachine(Self.loop).engine
+        engine.armKick(atInstruction: InstructionCount(10))
+        _ = try engine.enter(until: .none)
+        engine.armKick(at: hostTime() + .milliseconds(1))
+        guard case .kicked = try engine.enter(until: .none) else {
+            Issue.record("no kick")
+            return
+        }
+        #expect(try #require(engine.retired) > InstructionCount(1000))
+    }
+
+    @Test func aRepeatedStringInstructionIsOne() throws {
+        // MOV CX, 5000; MOV DI, 0x2000; REP STOSB; report
+        let machine = try SoftMachine([0xB9, 0x88, 0x13, 0xBF, 0x00, 0x20, 0xF3, 0xAA] + SoftMachine.report(1))
+        machine.engine.armKick(atInstruction: InstructionCount(3))
+        guard case .kicked = try machine.engine.enter(until: .none) else {
+            Issue.record("no kick")
+            return
+        }
+        #expect(try machine.engine.state().general.rcx == 0)
+        #expect(try machine.engine.state().general.rip == SoftMachine.start + 8)
+    }
+
+    /// The count since an exit begins when the exit's instruction is finished, whichever kind it is.
+    @Test func countsBeginAfterAnExit() throws {
+        // NOP; IN AL, 0x60; NOP; NOP; OUT 0x80, AL; NOP; report
+        let machine = try SoftMachine([0x90, 0xE4, 0x60, 0x90, 0x90, 0xE6, 0x80, 0x90] + SoftMachine.report(1))
+        let engine = machine.engine
+        guard case .exit(var exit) = try engine.enter(until: .none) else {
+            Issue.record("no exit")
+            return
+        }
+        exit.value = 7
+        try engine.answer(exit)
+        #expect(try engine.settle() == nil)
+        #expect(engine.retiredSinceExit == InstructionCount(0) && engine.retired == InstructionCount(2))
+        guard case .exit = try engine.enter(until: .none) else {
+            Issue.record("no exit")
+            return
+        }
+        #expect(try engine.settle() == nil)
+        #expect(engine.retiredSinceExit == InstructionCount(0) && engine.retired == InstructionCount(5))
+        _ = try engine.enter(until: .step)
+        #expect(engine.retiredSinceExit == InstructionCount(1))
+    }
+
+    // MARK: The guest's breakpoints
+
+    /// Runs `code` with DR0 and DR7 as given and a handler of #DB that reports 2; returns what was reported and DR6.
+    private func debug(_ address: UInt32, _ control: UInt32, _ code: [UInt8]) throws
+        -> (report: UInt64, state: CPUState, start: UInt64) {
+        let setUp = SoftMachine.setDebug(0, address) + SoftMachine.setDebug(7, control)
+        let machine = try SoftMachine(setUp + code + SoftMachine.report(1))
+        machine.handle(1, at: 0x3000, SoftMachine.report(2))
+        let report = try machine.report()
+        return (report, try machine.engine.state(), SoftMachine.start + UInt64(setUp.count))
+    }
+
+    @Test func aBreakpointOnAnInstructionFaultsBeforeIt() throws {
+        // NOP; INC CX; INC CX, with the breakpoint on the second INC
+        let address = UInt32(SoftMachine.start) + 18 + 2
+        let (report, state, _) = try debug(address, 1, [0x90, 0x41, 0x41])
+        #expect(report == 2)
+        #expect(state.general.rcx == 1)
+        #expect(state.debug.dr6 & 0xF == 1)
+    }
+
+    @Test func aBreakpointOnDataTrapsAfterTheWrite() throws {
+        // MOV BYTE [0x5002], 9; INC CX. DR7: write, 4 bytes.
+        let (report, state, _) = try debug(0x5000, 1 | 1 << 16 | 3 << 18, [0xC6, 0x06, 0x02, 0x50, 0x09, 0x41])
+        #expect(report == 2)
+        #expect(state.general.rcx == 0)
+        #expect(state.debug.dr6 & 0xF == 1)
+    }
+
+    @Test(arguments: [(1, 1), (3, 2)] as [(UInt32, UInt64)])
+    func readsMeetBreakpointsOnReads(kind: UInt32, report: UInt64) throws {
+        // MOV AL, [0x5000]
+        #expect(try debug(0x5000, 1 | kind << 16, [0xA0, 0x00, 0x50]).report == report)
+    }
+
+    @Test func neighboursDoNotMeetABreakpoint() throws {
+        #expect(try debug(0x5000, 1 | 1 << 16 | 3 << 18, [0xC6, 0x06, 0x04, 0x50, 0x09]).report == 1)
+        #expect(try debug(0x5000, 1 | 1 << 16 | 3 << 18, [0xC6, 0x06, 0xFF, 0x4F, 0x09]).report == 1)
+    }
+
+    // MARK: Watching
+
+    @Test func theWatchSeesEachInstructionAndWhatItChanged() throws {
+        // MOV CX, 3; PUSH CX; MOV [0x5000], CX; report
+        let machine = try SoftMachine([0xB9, 0x03, 0x00, 0x51, 0x89, 0x0E, 0x00, 0x50] + SoftMachine.report(1))
+        let seen = Seen()
+        machine.engine.watch = InstructionWatch(
+            begins: { _ in },
+            ends: { view in
+                var changed: [Int] = []
+                view.forEachChangedRegister { number, _ in changed.append(number) }
+                var writes: [UInt64] = []
+                view.forEachWrite { address, bytes in writes.append(address.rawValue << 8 | UInt64(bytes[0])) }
+                seen.lines.append(Seen.Line(address: view.address, changed: changed, writes: writes))
+            },
+            enters: { _, _ in })
+        let stack = try machine.engine.state().general.rsp - 2
+        _ = try machine.report()
+        #expect(seen.lines == [
+            Seen.Line(address: 0x1000, changed: [1], writes: []),
+            Seen.Line(address: 0x1003, changed: [4], writes: [stack << 8 | 3]),
+            Seen.Line(address: 0x1004, changed: [], writes: [0x5000 << 8 | 3]),
+            Seen.Line(address: 0x1008, changed: [0], writes: []),
+            Seen.Line(address: 0x100A, changed: [], writes: []),
+        ])
+    }
+
+    private final class Seen {
+        struct Line: Equatable {
+            var address: UInt64
+            var changed: [Int]
+            var writes: [UInt64]
+        }
+        var lines: [Line] = []
+    }
+
+    @Test func theWatchSeesWhatEnters() throws {
+        // INT 0x40 is an instruction; the divide error is none.
+        let machine = try SoftMachine([0x31, 0xC0, 0xF6, 0xF0])  // XOR AX, AX; DIV AL
+        machine.handle(0, at: 0x3000, SoftMachine.report(5))
+        var entered: [UInt8] = []
+        var instructions = 0
+        machine.engine.watch = InstructionWatch(
+            begins: { _ in }, ends: { _ in instructions += 1 }, enters: { vector, _ in entered.append(vector) })
+        #expect(try machine.report() == 5)
+        #expect(entered == [0])
+        #expect(instructions == 3)
+    }
+}
