@@ -13,6 +13,9 @@ public struct UndefinedFlags: Codable, Equatable, Sendable {
     public var shiftSetsAuxiliary = true
     /// BSF and BSR: the flags are those of the AND of the source with itself. Otherwise all but ZF stay.
     public var scanTestsSource = false
+    /// BSF and BSR: PF is of the destination afterwards, and all but PF and ZF are 0, as AMD processors of family 19h
+    /// have it when no KVM emulates them.
+    public var scanSetsResult = false
 
     public init() {}
 
@@ -26,5 +29,6 @@ public struct UndefinedFlags: Codable, Equatable, Sendable {
         divisionKeepsAll = try flag(.divisionKeepsAll, divisionKeepsAll)
         shiftSetsAuxiliary = try flag(.shiftSetsAuxiliary, shiftSetsAuxiliary)
         scanTestsSource = try flag(.scanTestsSource, scanTestsSource)
+        scanSetsResult = try flag(.scanSetsResult, scanSetsResult)
     }
 }

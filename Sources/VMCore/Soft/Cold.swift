@@ -152,6 +152,8 @@ extension Core {
         case .jmpNear:
             s.next = op.pointee.form.has(MicroOp.Form.immediate)
                 ? (s.next &+ op.pointee.imm) & mask & s.ripMask : try firstWide(op) & s.ripMask
+        case .jumpIf16:
+            if condition(op.pointee.extra) { s.next = (s.next &+ op.pointee.imm) & 0xFFFF }
         case .callNear, .callRelative:
             let target = op.pointee.form.has(MicroOp.Form.immediate) ? (s.next &+ op.pointee.imm) & mask : try firstWide(op)
             var stack = stack

@@ -1,6 +1,6 @@
 /// Instructions that one generic handler each executes: everything that isn't worth a micro-op of its own.
 ///
-/// Up to 256 of them, so that the code is a byte.
+/// Up to 256 of them, so that the code is a byte. Vector instructions, which are more, share a few.
 enum ColdCode: UInt8 {
     case none, undefined, overlong
     // Data movement. `move16`: MOVZX, MOVSX with 16-bit results; `far`: LDS and its kind.
@@ -16,7 +16,7 @@ enum ColdCode: UInt8 {
     // Strings and ports.
     case movs, cmps, scas, lods, stos, ins, outs, `in`, out
     // Control transfer.
-    case jmpNear, callNear, callRelative, retNear, jmpFar, callFar, retFar, iret, int, int3, into, int1
+    case jmpNear, jumpIf16, callNear, callRelative, retNear, jmpFar, callFar, retFar, iret, int, int3, into, int1
     case loop, loope, loopne, jcxz
     case syscall, sysret, sysenter, sysexit
     // The system.
@@ -27,6 +27,4 @@ enum ColdCode: UInt8 {
     // The x87 and vectors: groups and what doesn't fit one. Which instruction it is stands in the immediate field.
     case x87, ldmxcsr, stmxcsr, emms, fxsave, fxrstor, xsave, xrstor, vectorMaskMove, vectorMasked, vectorGather
     case vectorMove, vectorLanes, vectorShuffle, vectorFloat, vectorFloatSpecial, vectorFused, vectorText, vectorCipher
-    // What another file of the engine doesn't execute yet: named to the user with its bytes.
-    case unsupported
 }

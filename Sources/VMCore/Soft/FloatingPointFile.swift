@@ -97,17 +97,22 @@ struct FloatingPointFile {
         execute(x87: 7 * 64 + 0x20, memory: operand, flags: &flags)
     }
 
-    /// What every MMX instruction does besides. Source: Intel SDM Vol. 1, 9.5.1.
-    func enterMMX() {
-        let top = top
-        if top != 0 {
-            // ST(i) is the register top + i: register 0 comes first from now on.
-            let length = 10 * (8 - top)
+    /// Moves the top of the stack without moving what the registers hold.
+    func setTop(_ new: Int) {
+        let distance = (new - top) & 7
+        if distance != 0 {
+            // ST(i) is the register TOP + i.
+            let length = 10 * distance
             memcpy(firstCopy, st(0), 80)
             memcpy(st(0), firstCopy + length, 80 - length)
             memcpy(st(0) + (80 - length), firstCopy, length)
-            status &= ~Self.topMask
         }
+        status = status & ~Self.topMask | UInt16(new & 7) << 11
+    }
+
+    /// What every MMX instruction does besides. Source: Intel SDM Vol. 1, 9.5.1.
+    func enterMMX() {
+        if top != 0 { setTop(0) }
         tagWord = 0
     }
 

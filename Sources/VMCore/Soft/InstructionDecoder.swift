@@ -294,7 +294,7 @@ struct InstructionDecoder {
         } else if let n = number(1, ZYDIS_REGISTER_DR0, ZYDIS_REGISTER_DR15) {
             cold(.movFromDebug, ends: true, extra: n)
         } else {
-            cold(.unsupported, ends: true)
+            cold(.undefined, ends: true)
         }
     }
 
@@ -469,7 +469,7 @@ struct InstructionDecoder {
     mutating func jump(if code: UInt8) {
         let family = OpCode(rawValue: OpCode.jo.rawValue + code).unsafelyUnwrapped
         // A 16-bit operand size cuts IP, whatever the code segment is.
-        if instruction.operand_width == 16, mode & ModeKey.code32 != 0 { return cold(.unsupported, ends: true) }
+        if instruction.operand_width == 16, mode & ModeKey.code32 != 0 { return cold(.jumpIf16, ends: true, extra: code) }
         emit(family, imm: target)
     }
 

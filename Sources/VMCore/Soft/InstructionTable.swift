@@ -94,6 +94,11 @@ extension InstructionDecoder {
 
     private mutating func translateRest() {
         switch instruction.mnemonic {
+        case ZYDIS_MNEMONIC_PAUSE where instruction.raw.rex.B != 0:
+            // F3 90 with REX.B is no PAUSE: it exchanges R8 with RAX.
+            var op = make(.cold, a: Slot.gpr(8), b: Slot.gpr(GPR.rax))
+            op.cold = .xchg
+            emit(op)
         case ZYDIS_MNEMONIC_NOP, ZYDIS_MNEMONIC_PAUSE, ZYDIS_MNEMONIC_ENDBR64, ZYDIS_MNEMONIC_ENDBR32,
             ZYDIS_MNEMONIC_PREFETCH, ZYDIS_MNEMONIC_PREFETCHNTA, ZYDIS_MNEMONIC_PREFETCHT0, ZYDIS_MNEMONIC_PREFETCHT1,
             ZYDIS_MNEMONIC_PREFETCHT2, ZYDIS_MNEMONIC_PREFETCHW, ZYDIS_MNEMONIC_LFENCE, ZYDIS_MNEMONIC_MFENCE,

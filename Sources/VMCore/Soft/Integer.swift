@@ -395,7 +395,7 @@ extension Core {
         } else {
             let n = T(count - bits)
             if isLeft {
-                r = b << n | a >> (T(bits) - n)
+                r = b << n | b >> (T(bits) - n)
                 carry = b >> (T(bits) - n) & 1 != 0
             } else {
                 r = b >> n | a << (T(bits) - n)
@@ -446,6 +446,9 @@ extension Core {
         // ZF alone is defined.
         if s.undefinedFlags.scanTestsSource {
             setLogic(a)
+        } else if s.undefinedFlags.scanSetsResult {
+            setLogic(reg(op.pointee.a, T.self))
+            setArithmetic((pf ? Flag.pf : 0) | (a == 0 ? Flag.zf : 0))
         } else {
             setArithmetic(rflags & Flag.arithmetic & ~Flag.zf | (a == 0 ? Flag.zf : 0))
         }

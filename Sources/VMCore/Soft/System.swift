@@ -189,7 +189,7 @@ extension Core {
             guard gpr(GPR.rcx) & 0xFFFF_FFFF == 0 else { throw .protection }
             setGPR(GPR.rax, s.xcr0 & 0xFFFF_FFFF)
             setGPR(GPR.rdx, s.xcr0 >> 32)
-        default: throw .unsupported
+        default: throw .undefined
         }
     }
 

@@ -134,7 +134,7 @@ extension Core {
         var address: UInt64 = 0
         if storesMemory || op.pointee.form.has(MicroOp.Form.memoryB) {
             address = try operandAddress(op, size: UInt64(form.memoryBytes), writes: storesMemory)
-            if address & form.alignment != 0, form.isAlignedAlways || file.mxcsr & 1 << 17 == 0 { throw .protection }
+            if address & form.alignment != 0, !allowsMisaligned(op, form) { throw .protection }
             if storesMemory {
                 try prepareStore(address, form.memoryBytes)
             } else {
@@ -182,6 +182,14 @@ extension Core {
                 setReg(op.pointee.a, d.load(as: UInt32.self))
             }
         }
+    }
+
+    /// Misaligned operands: where MXCSR allows them, and those of SHA on AMD processors (family 19h, measured).
+    @inline(never)
+    private func allowsMisaligned(_ op: Op, _ form: VectorForm) -> Bool {
+        if form.isAlignedAlways { return false }
+        if s.floatingPoint.mxcsr & 1 << 17 != 0 { return true }
+        return op.pointee.cold == .vectorCipher && form.code >= VectorCipher.sha1Next.rawValue && s.cpuid.pointee.isAMD
     }
 
     @inline(__always)

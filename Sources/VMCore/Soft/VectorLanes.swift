@@ -75,10 +75,10 @@ extension Core {
         case .sign16: o.each(Int16.self) { $1 < 0 ? 0 &- $0 : $1 == 0 ? 0 : $0 }
         case .sign32: o.each(Int32.self) { $1 < 0 ? 0 &- $0 : $1 == 0 ? 0 : $0 }
         case .mulLow16: o.each(UInt16.self) { $0 &* $1 }
-        case .mulHigh16: o.each(Int16.self) { Int16(truncatingIfNeeded: Int32($0) &* Int32($1) >> 16) }
-        case .mulHighU16: o.each(UInt16.self) { UInt16(truncatingIfNeeded: UInt32($0) &* UInt32($1) >> 16) }
+        case .mulHigh16: o.each(Int16.self) { Int16(truncatingIfNeeded: (Int32($0) &* Int32($1)) >> 16) }
+        case .mulHighU16: o.each(UInt16.self) { UInt16(truncatingIfNeeded: (UInt32($0) &* UInt32($1)) >> 16) }
         case .mulHighRound16:
-            o.each(Int16.self) { Int16(truncatingIfNeeded: ((Int32($0) &* Int32($1) >> 14) &+ 1) >> 1) }
+            o.each(Int16.self) { Int16(truncatingIfNeeded: (((Int32($0) &* Int32($1)) >> 14) &+ 1) >> 1) }
         case .mulLow32: o.each(UInt32.self) { $0 &* $1 }
         case .mulEvenU32: o.each(UInt64.self) { ($0 & 0xFFFF_FFFF) &* ($1 & 0xFFFF_FFFF) }
         case .mulEvenS32:

@@ -137,6 +137,7 @@ extension Core {
     }
 
     private func initializeX87() {
+        s.floatingPoint.setTop(0)
         s.floatingPoint.control = 0x37F
         s.floatingPoint.status = 0
         s.floatingPoint.tagWord = 0xFFFF
@@ -159,7 +160,10 @@ extension Core {
         if loads {
             try loadBytes(address, bytes, to: area)
             file.control = area.loadUnaligned(fromByteOffset: 0, as: UInt16.self)
-            file.status = area.loadUnaligned(fromByteOffset: stride, as: UInt16.self)
+            let status = area.loadUnaligned(fromByteOffset: stride, as: UInt16.self)
+            // The registers come along with the new top, or stay where they are.
+            if !whole { file.setTop(Int(status >> 11 & 7)) }
+            file.status = status
             file.tagWord = area.loadUnaligned(fromByteOffset: 2 * stride, as: UInt16.self)
             if whole { file.st(0).copyMemory(from: area + environment, byteCount: 80) }
             file.settle()

@@ -6,8 +6,14 @@ enum DifferentialComparison {
     /// IOPL and IF aren't user mode's; RF is set by faults in some ways of their delivery and not in others.
     private static let flags: UInt64 = ~0x1_3200
 
-    static func differences(_ one: DifferentialCase, _ processor: DifferentialRecord, _ soft: DifferentialRecord) -> [String] {
+    /// `hidesProtection`: the KVM reports #GP of user mode as #UD.
+    static func differences(_ one: DifferentialCase, _ processor: DifferentialRecord, _ soft: DifferentialRecord,
+                            hidesProtection: Bool) -> [String] {
         var a = processor, b = soft
+        if hidesProtection, a.vector == 6, b.vector == 13 {
+            a[Int(CASE_CODE), UInt64.self] = 13
+            a[Int(CASE_ERROR), UInt64.self] = b[Int(CASE_ERROR), UInt64.self]
+        }
         for range in one.ignored + [6..<24, 28..<32] {
             for i in range where i < a.bytes.count {
                 a.bytes[i] = 0

@@ -213,6 +213,8 @@ struct DifferentialGenerator {
         case 5: target = UInt64(DIFF_READ_ONLY) + 64 * random.below(8)
         default: break
         }
+        // What touches many bytes in several steps faults at some of them, in an order that is each processor's own.
+        if Self.large.contains(encoding.mnemonic.rawValue) { target = Self.window + 16 * random.below(4) + (random.chance(1, in: 8) ? 8 : 0) }
         if isGather(encoding) { return gatherOperand(reg, rex, target) }
         func word(_ value: UInt64) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) } }
         let mod = UInt8(random.below(3))
@@ -240,6 +242,11 @@ struct DifferentialGenerator {
         record.setRegister(number, cut(target &- displacement))
         return ([mod << 6 | reg << 3 | base] + tail, target)
     }
+
+    private static let large: Set<UInt32> = Set([
+        ZYDIS_MNEMONIC_FNSAVE, ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_FNSTENV, ZYDIS_MNEMONIC_FLDENV, ZYDIS_MNEMONIC_FXSAVE,
+        ZYDIS_MNEMONIC_FXSAVE64, ZYDIS_MNEMONIC_FXRSTOR, ZYDIS_MNEMONIC_FXRSTOR64,
+    ].map(\.rawValue))
 
     private func isGather(_ encoding: DifferentialEncoding) -> Bool {
         encoding.kind == .vex && encoding.map == 2 && (0x90...0x93).contains(encoding.opcode)

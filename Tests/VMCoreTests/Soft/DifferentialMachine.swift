@@ -35,13 +35,16 @@ final class DifferentialMachine {
     static let slot = 64
 
     let engine: any Engine
+    /// Whether cases use YMM registers, and whether the guest has to enable them for that.
     private let hasAVX: Bool
+    private let enablesAVX: Bool
 
     static func memory() throws -> GuestMemory { try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 16 << 20)) }
 
-    init(_ engine: any Engine, hasAVX: Bool) {
+    init(_ engine: any Engine, hasAVX: Bool, enablesAVX: Bool) {
         self.engine = engine
         self.hasAVX = hasAVX
+        self.enablesAVX = enablesAVX
         load()
     }
 
@@ -105,9 +108,9 @@ final class DifferentialMachine {
         state.idtr = DescriptorTable(base: UInt64(DIFF_IDT), limit: 4095)
         state.control.cr0 = 0x8001_0033
         state.control.cr3 = UInt64(DIFF_PML4)
-        state.control.cr4 = 0x620 | (hasAVX ? 1 << 18 : 0)
+        state.control.cr4 = 0x620 | (enablesAVX ? 1 << 18 : 0)
         state.control.efer = 0xD01
-        state.control.xcr0 = hasAVX ? 7 : 1
+        state.control.xcr0 = enablesAVX ? 7 : 1
         state.general.rflags = 2
         state.general.rip = UInt64(DIFF_USER)
             + UInt64(mode == .long64 ? differential_driver64_offset() : differential_driver32_offset())
