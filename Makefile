@@ -10,6 +10,8 @@ LABFLAGS   ?=
 PREFIX     ?= /usr/local
 DESTDIR    ?=
 FUZZ       ?= 10000
+FUZZ_SOFT  ?= 1000000
+DIFFERENTIAL ?= 200000
 SOAK       ?= 1800
 
 BUILT := .build/release/vmrr
@@ -23,7 +25,7 @@ installed = $(bindir)/vmrr $(datadir)/man/man1/vmrr.1 $(datadir)/bash-completion
 	$(datadir)/zsh/site-functions/_vmrr $(datadir)/fish/vendor_completions.d/vmrr.fish
 
 .NOTPARALLEL:
-.PHONY: help setup build test-build demo test test-host lab test-lab fuzz soak bench install uninstall clean
+.PHONY: help setup build test-build demo test test-host lab test-lab differential fuzz soak bench install uninstall clean
 
 help:
 	@echo 'make demo       records a guest until it fails, replays the failure, shows it'
@@ -34,6 +36,7 @@ help:
 	@echo 'make install    installs what make build left: PREFIX=$(PREFIX), DESTDIR is honoured'
 	@echo 'make uninstall  takes it away again'
 	@echo 'make fuzz       $(FUZZ) mutated traces (FUZZ=N), and a hundred times as many predicates'
+	@echo 'make differential  $(DIFFERENTIAL) cases of instructions on the processor and in the soft engine (DIFFERENTIAL=N)'
 	@echo 'make soak       records with --keep for half an hour (SOAK=SECONDS)'
 	@echo 'make bench      measurements, side by side'
 	@echo 'make clean      removes what was built'
@@ -63,10 +66,14 @@ test-host: test-build
 test-lab: test-build
 	@scripts/test-lab $(LABFLAGS)
 
+differential: test-build
+	VMRR_DIFFERENTIAL=$(DIFFERENTIAL) $(SWIFT) test -c release --skip-build --disable-xctest --filter DifferentialTests $(TESTFLAGS)
+
 lab: build
 	@scripts/lab shell
 
 fuzz: test-build
+	VMRR_FUZZ_SOFT=$(FUZZ_SOFT) $(SWIFT) test -c release --skip-build --disable-xctest --filter RandomCodeTests $(TESTFLAGS)
 	VMRR_FUZZ=$(FUZZ) $(SWIFT) test -c release --skip-build --disable-xctest --filter MutatedTraces $(TESTFLAGS)
 	VMRR_FUZZ_PREDICATES=$$(($(FUZZ) * 100)) $(SWIFT) test -c release --skip-build --disable-xctest \
 		--filter noInputCrashesTheParser $(TESTFLAGS)

@@ -73,7 +73,11 @@ let package = Package(
             name: "TimelineBench", dependencies: ["Replay", "Trace", "VMCore"], path: "Benchmarks/TimelineBench",
             swiftSettings: swiftSettings
         ),
-        .testTarget(name: "VMCoreTests", dependencies: ["VMCore", "Guests"], swiftSettings: swiftSettings),
+        // The guest that runs the soft engine's tests on the processor itself.
+        .target(name: "DifferentialGuest", path: "Tests/DifferentialGuest"),
+        .testTarget(
+            name: "VMCoreTests", dependencies: ["VMCore", "Guests", "CZydis", "DifferentialGuest"], swiftSettings: swiftSettings
+        ),
         // Tests of the built binary; VMRR_BINARY names another one.
         .testTarget(
             name: "EndToEndTests",

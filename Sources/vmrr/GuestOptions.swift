@@ -15,6 +15,10 @@ struct GuestOptions: ParsableArguments {
     @Option(help: ArgumentHelp("A kernel: a Linux bzImage, an ELF file with a PVH note (vmlinux), or a multiboot one.", valueName: "file"))
     var kernel: String?
 
+    @Option(help: ArgumentHelp("How a bzImage is entered: in 64-bit mode (linux64) or in real mode (linux16), which kernels "
+        + "without a 64-bit entry point need; auto chooses.", valueName: "auto|linux64|linux16"))
+    var boot: LinuxBootProtocol = .automatic
+
     @Option(help: ArgumentHelp("The initial RAM disk; of a multiboot kernel, its first module.", valueName: "file"))
     var initrd: String?
 
@@ -127,7 +131,8 @@ struct GuestOptions: ParsableArguments {
         switch format {
         case .linux, .pvh:
             guard module.isEmpty else { throw UsageError("--module goes with a multiboot kernel: Linux takes one --initrd") }
-            let guest = LinuxGuest(kernel: kernel, commandLine: linuxCommandLine, initrd: disk)
+            let guest = LinuxGuest(kernel: kernel, commandLine: linuxCommandLine, initrd: disk,
+                                   bootProtocol: boot)
             return if case .pvh = format { .pvh(guest) } else { .linux(guest) }
         case .multiboot:
             var modules: [BootModule] = []
@@ -193,3 +198,4 @@ struct GuestOptions: ParsableArguments {
 }
 
 extension TimestampPolicy: ExpressibleByArgument {}
+extension LinuxBootProtocol: ExpressibleByArgument {}

@@ -33,11 +33,7 @@ final class TraceSaver: @unchecked Sendable {
     private var wanted = false
     private var paths: [String] = []
 
-    init(beside path: String) {
-        let url = URL(fileURLWithPath: path)
-        ending = url.pathExtension.isEmpty ? "" : ".\(url.pathExtension)"
-        base = String(path.dropLast(ending.count))
-    }
+    init(beside path: String) { (base, ending) = splitPath(path) }
 
     /// The recording that is saved from now on; what was asked for before it is done now.
     func attach(_ save: @escaping @Sendable (String) throws -> Void) {
@@ -73,6 +69,19 @@ final class TraceSaver: @unchecked Sendable {
             say("vmrr: \(error)")
         }
     }
+}
+
+/// A path without its extension, and that with its dot.
+private func splitPath(_ path: String) -> (base: String, ending: String) {
+    let name = URL(fileURLWithPath: path).pathExtension
+    let ending = name.isEmpty ? "" : ".\(name)"
+    return (String(path.dropLast(ending.count)), ending)
+}
+
+/// The path of a further trace beside one: NAME-2.vmrr.
+func numbered(_ path: String, _ number: Int) -> String {
+    let (base, ending) = splitPath(path)
+    return "\(base)-\(number)\(ending)"
 }
 
 /// Hands a stop request to whatever is running now.

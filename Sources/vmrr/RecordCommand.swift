@@ -50,6 +50,9 @@ struct RecordCommand: ParsableCommand {
 
     func validate() throws {
         guard maxRuns > 0 else { throw ValidationError("--max-runs takes a number from 1") }
+        if guest.onReboot == .restart, untilFailure || keep != nil {
+            throw ValidationError("--on-reboot restart goes with neither --until-failure nor --keep: each boot is a trace")
+        }
         if saveOn != nil, keep == nil { throw ValidationError("--save-on goes with --keep") }
         if keep != nil, checkpoints.checkpointEvery == "none" {
             throw ValidationError("--keep needs checkpoints: it drops what comes before one")
@@ -58,16 +61,13 @@ struct RecordCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let configuration = try guest.machine()
+            var configuration = try guest.machine()
             if configuration.timestamps == .pass, guest.engine.choice != .soft, !guest.allowNondeterminism {
                 throw UsageError("--timestamps pass lets the guest read what can't be recorded; "
                     + "add --allow-nondeterminism to record all the same")
             }
             var options = try guest.world.runOptions()
-            let path = output ?? Self.defaultName(guest.name)
-            if !force, FileManager.default.fileExists(atPath: path) {
-                throw UsageError("\(path) exists; --force replaces it")
-            }
+            let path = try unused(output ?? Self.defaultName(guest.name))
             let host = try guest.engine.open()
             options.live.clock = guest.world.clock(on: host)
             if json { options.consoleDescriptor = 2 }
@@ -91,18 +91,33 @@ struct RecordCommand: ParsableCommand {
                 }
                 return retention
             }
-            let (result, runs) = try withExtendedLifetime(watches) {
-                try guest.naming {
+            defer { withExtendedLifetime(watches) {} }
+            for boot in 2... {
+                let (result, runs) = try guest.naming {
                     untilFailure
                         ? try repeated(recording, configuration, host, options, stopper)
                         : (try once(recording, configuration, host, options), 1)
                 }
+                if json, case .traceFull(let text) = result.ending { say("vmrr: \(text)") }
+                let isKept = try keeps(recording.path, result.ending)
+                report(result, host.kind, runs: runs, path: isKept ? recording.path : nil, saved: saver.finish())
+                guard guest.onReboot == .restart, result.ending == .reset, !stopper.isRequested else {
+                    return status(of: result.ending)
+                }
+                // A trace begins where a machine is switched on: what comes next is a trace of its own.
+                recording.path = try unused(numbered(path, boot))
+                configuration.wallClockStart += Int64(result.seconds)
             }
-            if json, case .traceFull(let text) = result.ending { say("vmrr: \(text)") }
-            let isKept = try keeps(path, result.ending)
-            report(result, host.kind, runs: runs, path: isKept ? path : nil, saved: saver.finish())
-            return status(of: result.ending)
+            preconditionFailure("a guest restarts without end")
         }
+    }
+
+    /// A path that may be written to.
+    private func unused(_ path: String) throws -> String {
+        guard force || !FileManager.default.fileExists(atPath: path) else {
+            throw UsageError("\(path) exists; --force replaces it")
+        }
+        return path
     }
 
     /// Whether the trace stays; removes it where nothing happened that it is to be kept for.

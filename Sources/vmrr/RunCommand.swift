@@ -13,7 +13,7 @@ struct RunCommand: ParsableCommand {
 
     func run() throws {
         try reporting {
-            let configuration = try guest.machine()
+            var configuration = try guest.machine()
             var options = try guest.world.runOptions()
             let host = try guest.engine.open()
             options.live.clock = guest.world.clock(on: host)
@@ -22,15 +22,19 @@ struct RunCommand: ParsableCommand {
             let stopper = Stopper()
             options.started = { stopper.attach($0) }
             let watch = SignalWatch { stopper.stop() }
-            let result = try withExtendedLifetime(watch) {
-                try guest.naming { try Recorder.run(configuration, on: host, options: options) }
+            defer { withExtendedLifetime(watch) {} }
+            while true {
+                let result = try guest.naming { try Recorder.run(configuration, on: host, options: options) }
+                if json {
+                    write(report(result, host.kind).text() + "\n")
+                } else {
+                    say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
+                }
+                guard guest.onReboot == .restart, result.ending == .reset, !stopper.isRequested else {
+                    return status(of: result.ending)
+                }
+                configuration.wallClockStart += Int64(result.seconds)
             }
-            if json {
-                write(report(result, host.kind).text() + "\n")
-            } else {
-                say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
-            }
-            return status(of: result.ending)
         }
     }
 

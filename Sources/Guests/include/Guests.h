@@ -120,4 +120,7 @@ GUEST(triple)
 /// Check: a block copied between segments, each HLT ended by a tick. Last line: `realmode: ok, 100 ticks`.
 GUEST(realmode)
 
+/// bios: no guest, but BIOS services for a kernel that is entered in real mode; see the file for what a loader fills in.
+GUEST(bios)
+
 #undef GUEST

@@ -4,18 +4,30 @@ public struct LinuxGuest: Sendable {
     public var kernel: [UInt8]
     public var commandLine: String
     public var initrd: [UInt8]?
+    /// How a bzImage is entered.
+    public var bootProtocol: LinuxBootProtocol
 
-    public init(kernel: [UInt8], commandLine: String, initrd: [UInt8]? = nil) {
+    public init(kernel: [UInt8], commandLine: String, initrd: [UInt8]? = nil,
+                bootProtocol: LinuxBootProtocol = .automatic) {
         self.kernel = kernel
         self.commandLine = commandLine
         self.initrd = initrd
+        self.bootProtocol = bootProtocol
     }
 
     /// Whether an ELF file has what a Linux kernel has, and not merely a PVH note.
     var isLinux: Bool { (try? ELFImage(kernel))?.section("__ksymtab") != nil }
 }
 
-/// Starts a Linux kernel by the 64-bit boot protocol.
+/// How a bzImage is entered.
+public enum LinuxBootProtocol: String, CaseIterable, Sendable {
+    /// In 64-bit mode where the kernel can be, else in real mode.
+    case automatic = "auto"
+    case linux64
+    case linux16
+}
+
+/// Starts a Linux kernel by the 64-bit boot protocol, or by the 16-bit one (`LinuxRealModeBoot`).
 ///
 /// Source: Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol", and zero-page.rst for the boot parameters.
 public enum LinuxBoot {
@@ -48,10 +60,19 @@ public enum LinuxBoot {
 
     public static func load(_ guest: LinuxGuest, into memory: GuestMemory) throws(BootError) -> BootResult {
         let image = try LinuxImage(guest.kernel)
-        guard image.has64BitEntry else { throw .badImage("the kernel has no 64-bit entry point") }
+        guard guest.bootProtocol != .linux64 || image.has64BitEntry else {
+            throw .usage("this kernel has no 64-bit entry point: start it with --boot linux16")
+        }
+        let inRealMode = guest.bootProtocol == .linux16 || !image.has64BitEntry
         let line = Array(guest.commandLine.utf8)
-        guard line.count <= min(image.longestCommandLine, Place.commandLineLimit - 1) else {
-            throw .usage("the command line has \(line.count) bytes; this kernel takes \(image.longestCommandLine)")
+        let longest = min(image.longestCommandLine,
+                          (inRealMode ? LinuxRealModeBoot.commandLineLimit : Place.commandLineLimit) - 1)
+        guard line.count <= longest else {
+            throw .usage("the command line has \(line.count) bytes; this kernel takes \(longest)")
+        }
+        guard !inRealMode else {
+            let initrd = try place(image, initrd: guest.initrd, into: memory)
+            return LinuxRealModeBoot.start(image, commandLine: line, initrd: initrd, in: memory)
         }
         let initrd = try place(image, initrd: guest.initrd, into: memory)
         memory.write(line + [0], at: .init(Place.commandLine))

@@ -48,6 +48,7 @@ struct LinuxImage {
     /// The setup header as it goes into the boot parameters: it begins at `Offset.setupSectors`.
     let header: ArraySlice<UInt8>
     let version: UInt16
+    let loadFlags: UInt8
     let highestInitrdAddress: UInt64
     let longestCommandLine: Int
     /// Whether it has the entry point of the 64-bit boot protocol.
@@ -92,6 +93,7 @@ struct LinuxImage {
         kernel = bytes[setupBytes..<(setupBytes + kernelBytes)]
         header = bytes[Offset.setupSectors..<headerEnd]
         self.version = version
+        loadFlags = flags
         highestInitrdAddress = UInt64(initrdLimit)
         longestCommandLine = Int(lineSize)
         // What a field beyond the header's end holds is code.

@@ -4,7 +4,7 @@
 /// a program prints is mistaken for it only where it prints just that.
 ///
 /// Source: Linux, kernel/panic.c for the messages, kernel/printk/printk.c, `info_print_prefix`, for what stands before.
-struct PanicWatch {
+public struct PanicWatch: Sendable {
     private static let begin = Array("Kernel panic - not syncing".utf8)
     private static let end = Array("---[ end Kernel panic - not syncing".utf8)
     /// Longer than the prefixes and either message.
@@ -12,11 +12,14 @@ struct PanicWatch {
 
     /// The present line up to the end of what matters.
     private var line: [UInt8] = []
-    private(set) var hasPanicked = false
+    public private(set) var hasPanicked = false
     /// Whether the kernel has printed its last line. One that is to reset the machine never does.
-    private(set) var isOver = false
+    public private(set) var isOver = false
 
-    mutating func see(_ bytes: [UInt8]) {
+    public init() {}
+
+    /// Takes what the guest has written to the console.
+    public mutating func see(_ bytes: [UInt8]) {
         for byte in bytes {
             switch byte {
             case UInt8(ascii: "\n"):

@@ -13,6 +13,7 @@ extension Core {
         default: break
         }
         if try executeInteger(op) { return }
+        if try executeBits(op) { return }
         if try executeStack(op) { return }
         if try executeTransfer(op) { return }
         try executeSystem(op)

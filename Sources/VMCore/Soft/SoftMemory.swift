@@ -116,7 +116,7 @@ extension Core {
     func checkWritable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
         _ = try translate(linear & s.linearMask, .write)
         let last = (linear &+ size &- 1) & s.linearMask
-        if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last, .write) }
+        if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, .write) }
     }
 
     /// The host address of a byte of RAM; nil in a hole.
@@ -219,7 +219,7 @@ extension Core {
         let first = linear & s.linearMask
         let last = (linear &+ T.bytes &- 1) & s.linearMask
         _ = try translate(first, .systemWrite)
-        if last & TLB.pageMask != first & TLB.pageMask { _ = try translate(last, .systemWrite) }
+        if last & TLB.pageMask != first & TLB.pageMask { _ = try translate(last & TLB.pageMask, .systemWrite) }
         for i in 0..<T.bytes {
             let physical = try translate((linear &+ i) & s.linearMask, .systemWrite)
             try storePhysical(physical, UInt64(truncatingIfNeeded: value) >> (8 * i) & 0xFF, 1)

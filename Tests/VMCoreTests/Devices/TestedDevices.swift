@@ -6,7 +6,7 @@ import VMCore
 let testedDevices: [any TestedDevice.Type] = [
     PIC8259Pair.self, IOAPIC.self, LocalAPIC.self, InterruptFabric.self, PIT8254.self, RTC146818.self, UART16550A.self,
     I8042.self, SystemPorts.self, ACPIPowerManagement.self, FirmwareConfig.self, TestDevice.self, DebugPorts.self,
-    Chipset.self,
+    HPET.self, Chipset.self,
 ]
 
 // MARK: Interrupt controllers
@@ -230,6 +230,28 @@ extension ACPIPowerManagement: TestedDevice {
     }
 }
 
+extension HPET: TestedDevice {
+    static var specimens: [Self] { [Self()] }
+
+    mutating func randomAccess(_ generator: inout SeededGenerator, at now: Nanoseconds) -> UInt64 {
+        let timer = 0x100 + 0x20 * generator.next(below: 4)
+        let offset = generator.pick([0x10, 0x20, 0xf0, timer, timer, timer + 8, timer + 8, generator.next(below: 0x500)])
+        let size = generator.pick([8, 8, 4, 4, 1, 0, -1, 99])
+        switch generator.next(below: 8) {
+        case 0, 1: return readMMIO(offset: offset, size: size, at: now)
+        case 2, 3: writeMMIO(offset: offset, size: size, value: generator.value(), at: now)
+        case 4: writeMMIO(offset: 0x10, size: 8, value: generator.next(below: 4), at: now)
+        case 5:
+            // A match that comes soon.
+            let soon = readMMIO(offset: 0xf0, size: 8, at: now) &+ generator.next(below: 100)
+            writeMMIO(offset: timer + 8, size: 8, value: soon, at: now)
+        case 6: return (0..<3).reduce(0) { $0 << 8 | (output($1) ? 1 : 0) | UInt64(pin($1) ?? 0) << 1 }
+        default: return UInt64(takeEdges())
+        }
+        return hasEdges ? 1 : 0
+    }
+}
+
 extension FirmwareConfig: TestedDevice {
     static var specimens: [Self] {
         let contents = FirmwareContents(
@@ -265,7 +287,9 @@ extension Chipset: TestedDevice {
         var configuration = ChipsetConfiguration(memoryBytes: 1 << 30, wallClockStart: 1_700_000_000)
         configuration.testDevice = true
         configuration.files = [.init(name: "opt/a", bytes: [1])]
-        return [Self(configuration)]
+        var withHPET = configuration
+        withHPET.hpet = true
+        return [Self(configuration), Self(withHPET)]
     }
 
     private static let ports: [UInt16] = [
@@ -277,7 +301,8 @@ extension Chipset: TestedDevice {
         let size = generator.pick([1, 1, 1, 2, 4, 0, 3, -7, 99])
         let port = generator.chance(1, in: 8)
             ? UInt16(truncatingIfNeeded: generator.next()) : generator.pick(Self.ports)
-        let address = 0xff00_0000 &+ generator.next(below: 0x1_0010)
+        let address = generator.chance(1, in: 2)
+            ? 0xff00_0000 &+ generator.next(below: 0x1_0010) : HPET.address.rawValue &+ generator.next(below: 0x180)
         switch generator.next(below: 9) {
         case 0, 1, 2: return UInt64(readPort(port, size: size, at: now))
         case 3, 4, 5: writePort(port, size: size, value: UInt32(truncatingIfNeeded: generator.next()), at: now)

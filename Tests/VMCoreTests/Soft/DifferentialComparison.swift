@@ -1,0 +1,54 @@
+import DifferentialGuest
+import VMCore
+
+/// Where two records of one case differ, in words.
+enum DifferentialComparison {
+    /// IOPL and IF aren't user mode's; RF is set by faults in some ways of their delivery and not in others.
+    private static let flags: UInt64 = ~0x1_3200
+
+    static func differences(_ one: DifferentialCase, _ processor: DifferentialRecord, _ soft: DifferentialRecord) -> [String] {
+        var a = processor, b = soft
+        for range in one.ignored + [6..<24, 28..<32] {
+            for i in range where i < a.bytes.count {
+                a.bytes[i] = 0
+                b.bytes[i] = 0
+            }
+        }
+        for offset in [Int(CASE_FLAGS), Int(CASE_FAULT_FLAGS)] {
+            a[offset, UInt64.self] &= flags
+            b[offset, UInt64.self] &= flags
+        }
+        if a.vector != 14 {
+            a[Int(CASE_CR2), UInt64.self] = 0
+            b[Int(CASE_CR2), UInt64.self] = 0
+        }
+        guard a != b else { return [] }
+        var found: [String] = []
+        func look(_ name: String, _ offset: Int, _ count: Int) {
+            let x = a.bytes[offset..<(offset + count)], y = b.bytes[offset..<(offset + count)]
+            if x != y { found.append("\(name) \(text(x)) and \(text(y))") }
+        }
+        look("FCW", 0, 2)
+        look("FSW", 2, 2)
+        look("FTW", 4, 1)
+        look("MXCSR", 24, 4)
+        for i in 0..<8 { look("ST\(i)", 32 + 16 * i, 10) }
+        for i in 0..<16 { look("XMM\(i)", 160 + 16 * i, 16) }
+        for i in 0..<16 { look("YMM\(i)-high", Int(CASE_YMM) + 16 * i, 16) }
+        let names = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"] + (8..<16).map { "R\($0)" }
+        for (i, name) in names.enumerated() { look(name, Int(CASE_REGISTERS) + 8 * i, 8) }
+        look("RFLAGS", Int(CASE_FLAGS), 4)
+        look("vector", Int(CASE_CODE), 8)
+        look("error code", Int(CASE_ERROR), 8)
+        look("fault at", Int(CASE_RIP), 8)
+        look("RFLAGS of the fault", Int(CASE_FAULT_FLAGS), 4)
+        look("CR2", Int(CASE_CR2), 8)
+        for offset in stride(from: 0, to: Int(CASE_DATA_BYTES), by: 8) { look("data+\(offset)", Int(CASE_DATA) + offset, 8) }
+        return found.isEmpty ? ["other bytes"] : found
+    }
+
+    /// Little-endian bytes as a number.
+    private static func text(_ bytes: ArraySlice<UInt8>) -> String {
+        "0x" + bytes.reversed().map { let h = String($0, radix: 16); return h.count < 2 ? "0" + h : h }.joined()
+    }
+}
