@@ -159,7 +159,8 @@ extension Core {
             // With 16 bits the result is undefined; AMD and Intel clear it.
             setReg(op.pointee.a, T.bits == 16 ? 0 : value.byteSwapped)
         case .movbe: try replaceFirst(op, second(op, T.self).byteSwapped)
-        case .zeroExtendTo16: setReg(op.pointee.a, UInt16(truncatingIfNeeded: try second(op, UInt8.self)))
+        case .zeroExtendTo16:
+            setReg(op.pointee.a, op.pointee.extra == 0 ? UInt16(try second(op, UInt8.self)) : try second(op, UInt16.self))
         case .signExtendTo16:
             setReg(op.pointee.a, op.pointee.extra == 0
                 ? UInt16(truncatingIfNeeded: try second(op, UInt8.self).extended) : try second(op, UInt16.self))
@@ -398,7 +399,7 @@ extension Core {
                 r = b << n | b >> (T(bits) - n)
                 carry = b >> (T(bits) - n) & 1 != 0
             } else {
-                r = b >> n | a << (T(bits) - n)
+                r = b >> n | b << (T(bits) - n)
                 carry = b >> (n - 1) & 1 != 0
             }
         }

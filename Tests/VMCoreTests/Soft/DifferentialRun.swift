@@ -36,9 +36,9 @@ struct DifferentialRun {
         offered.undefinedFlags.scanSetsResult = true
         soft = DifferentialMachine(try SoftEngine(memory: try DifferentialMachine.memory(), model: offered),
                                    hasAVX: hasAVX, enablesAVX: hasAVX)
-        // MOVAPS XMM0, [RBX] with a misaligned address.
+        // PADDD XMM0, [RBX] with a misaligned address.
         var generator = DifferentialGenerator(DifferentialCatalogue(empty: .long64), seed: 1)
-        if var one = generator.make(code: [0x0F, 0x28, 0x03], operandIn: 3) {
+        if var one = generator.make(code: [0x66, 0x0F, 0xFE, 0x03], operandIn: 3) {
             one.input.setRegister(3, one.input.register(3) + 1)
             hidesProtection = try processor.run([one], .long64)[0].vector == 6
         }
@@ -48,6 +48,14 @@ struct DifferentialRun {
         let words = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.split(whereSeparator: \.isWhitespace) ?? []
         return Set(["avx2", "fma", "f16c"]).isSubset(of: Set(words.prefix(400).map(String.init)))
     }()
+
+    /// Whether the processor itself runs 32-bit code of user mode: KVMs that emulate it lack vector instructions.
+    func runs32BitCode() throws -> Bool {
+        var generator = DifferentialGenerator(DifferentialCatalogue(empty: .compatibility32), seed: 1)
+        // PADDD XMM0, XMM1
+        guard let one = generator.make(code: [0x66, 0x0F, 0xFE, 0xC1], operandIn: nil) else { return false }
+        return try processor.run([one], .compatibility32)[0].vector == .max
+    }
 
     /// Runs cases on both; the disagreements.
     func compare(_ cases: [DifferentialCase], _ mode: DifferentialMachine.Mode) throws -> [Disagreement] {
