@@ -108,7 +108,9 @@ extension Core {
 
     private func prepareMasked(_ address: UInt64, _ bytes: Int, _ mask: UnsafeMutableRawPointer) throws(Trap) {
         for i in 0..<bytes where (mask + i).load(as: UInt8.self) & 0x80 != 0 {
-            try prepareStore((address &+ UInt64(i)) & s.linearMask, 1)
+            let place = (address &+ UInt64(i)) & s.linearMask
+            // A fault in the second page names its beginning.
+            try prepareStore((place ^ address) & TLB.pageMask == 0 ? place : place & TLB.pageMask, 1)
         }
     }
 }

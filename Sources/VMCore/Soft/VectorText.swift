@@ -23,8 +23,6 @@ extension Core {
                 return (0..<count).first { element(place, $0) == 0 } ?? count
             }
             let value = form.isWide ? Int64(bitPattern: gpr(register)) : Int64(Int32(truncatingIfNeeded: gpr(register)))
-            // The most negative number has no magnitude: it counts as 0 on AMD processors (family 19h, measured).
-            if s.cpuid.pointee.isAMD, value == (form.isWide ? .min : Int64(Int32.min)) { return 0 }
             return Int(min(value.magnitude, UInt64(count)))
         }
         let firstLength = length(o.a, GPR.rax), secondLength = length(o.b, GPR.rdx)
