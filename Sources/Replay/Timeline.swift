@@ -111,11 +111,12 @@ public final class Timeline {
         first = start.exit
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
-        engine = try host.makeEngine(memory: memory, model: description.cpuModel, timestamps: description.timestamps)
+        let trapsTimestamps = description.timestamps == .trap || !description.timestampSites.isEmpty
+        engine = try host.makeEngine(memory: memory, model: description.cpuModel, trapsTimestamps: trapsTimestamps)
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)
-        environment.canReadTimestamps = host.kind == .soft || description.timestamps == .trap
+        environment.canReadTimestamps = host.kind == .soft || trapsTimestamps
         let slowness = engine.name == description.engine ? Self.slowestReplay : Self.slowestOtherEngine
         environment.patience = .seconds(5)
             + Nanoseconds(min((ending?.wall ?? .seconds(1)).rawValue, 3_600_000_000_000) * slowness)

@@ -45,17 +45,18 @@ public enum EngineHost: Sendable {
     /// How guests see time stamps here where nobody says otherwise.
     public var defaultTimestamps: TimestampPolicy { kind == .soft ? .record : .hide }
 
-    /// Makes an engine for a machine's memory.
-    public func makeEngine(memory: GuestMemory, model: CPUModel, timestamps: TimestampPolicy) throws(HostError)
+    /// Makes an engine for a machine's memory. With `trapsTimestamps` the ports that stand in for replaced timestamp
+    /// instructions read the counter.
+    public func makeEngine(memory: GuestMemory, model: CPUModel, trapsTimestamps: Bool) throws(HostError)
         -> any Engine {
         switch self {
         case .kvm(let system, let capabilities):
             let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: capabilities)
-            engine.trapsTimestamps = timestamps == .trap
+            engine.trapsTimestamps = trapsTimestamps
             return engine
         case .soft:
             let engine = try SoftEngine(memory: memory, model: model)
-            engine.trapsTimestamps = timestamps == .trap
+            engine.trapsTimestamps = trapsTimestamps
             return engine
         }
     }

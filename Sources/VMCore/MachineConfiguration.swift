@@ -87,45 +87,45 @@ extension MachineConfiguration {
         default: break
         }
         let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: memoryBytes))
-        let (boot, sites) = try load(into: memory, trapsTimestamps: timestamps == .trap)
+        let loaded = try load(into: memory, timestamps, on: host)
         if acpi { ACPITables().write(into: memory) }
-
-        var notices: [String] = []
-        switch timestamps {
-        case .trap:
-            if case .linux = image {
-                notices.append("to have its \(sites.count) timestamp instructions replaced the kernel is started unpacked, "
-                    + "where it was linked (no KASLR), and with \(LinuxTimestamps.commandLine)")
-            }
-        case .hide where !sites.isEmpty && host.kind == .kvm:
-            notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
-                + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
-                + "same won't replay: use --timestamps trap")
-        default: break
-        }
-
         var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
         model.undefinedFlags = host.undefinedFlags
-        let engine = try host.makeEngine(memory: memory, model: model, timestamps: timestamps)
-        try engine.setState(boot.state)
+        let engine = try host.makeEngine(memory: memory, model: model,
+                                         trapsTimestamps: timestamps == .trap || !loaded.sites.isEmpty)
+        try engine.setState(loaded.boot.state)
         var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
                                            testDevice: testDevice)
         chipset.hpet = acpi
         let platform = Platform(chipset)
         return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
                             timestamps: timestamps,
-                            timestampSites: timestamps == .trap ? sites : [],
-                            unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: notices)
+                            timestampSites: loaded.sites,
+                            unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: loaded.notices)
     }
 
-    /// Loads the image; finds its timestamp instructions, and replaces them where they are to be trapped.
-    private func load(into memory: GuestMemory, trapsTimestamps: Bool) throws(BootError)
-        -> (boot: BootResult, sites: [TimestampSites.Site]) {
-        if trapsTimestamps, let guest = linux {
-            let trapped = try LinuxTimestamps.trap(in: guest.kernel)
-            let changed = LinuxGuest(kernel: trapped.kernel, commandLine: guest.commandLine + " " + LinuxTimestamps.commandLine,
-                                     initrd: guest.initrd)
-            return (try PVHBoot.load(changed, into: memory), trapped.sites)
+    private struct Loaded {
+        var boot: BootResult
+        /// The timestamp instructions that were replaced.
+        var sites: [TimestampSites.Site] = []
+        var notices: [String] = []
+    }
+
+    /// Loads the image, and replaces its timestamp instructions where they are to be trapped.
+    private func load(into memory: GuestMemory, _ timestamps: TimestampPolicy, on host: EngineHost) throws(BootError)
+        -> Loaded {
+        // Linux reads the counter in a few places without a look at CPUID: for the first task's stack protector, for one.
+        let hides = timestamps == .hide && host.kind == .kvm
+        var notices: [String] = []
+        if let guest = linux, timestamps == .trap || hides && guest.bootProtocol == .automatic {
+            do {
+                let trapped = try LinuxTimestamps.trap(in: guest.kernel)
+                return try start(trapped, of: guest, timestamps, in: memory)
+            } catch {
+                guard timestamps == .hide, !error.isUsage, !LinuxPayload.isDamaged(guest.kernel) else { throw error }
+                notices.append("what reads the timestamp counter in this kernel can't be found (\(error)): where it does so "
+                    + "although CPUID hides it, a replay may differ")
+            }
         }
         let boot: BootResult
         switch image {
@@ -139,8 +139,30 @@ extension MachineConfiguration {
             boot = try PVHBoot.load(guest, into: memory)
         }
         let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
-        if trapsTimestamps { TimestampSites.replace(sites, in: memory) }
-        return (boot, sites)
+        if timestamps == .trap {
+            TimestampSites.replace(sites, in: memory)
+            return Loaded(boot: boot, sites: sites)
+        }
+        if hides, !sites.isEmpty {
+            notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
+                + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
+                + "same won't replay: use --timestamps trap")
+        }
+        return Loaded(boot: boot, notices: notices)
+    }
+
+    /// Starts a kernel whose timestamp instructions were replaced.
+    private func start(_ trapped: LinuxTimestamps.Trapped, of guest: LinuxGuest, _ timestamps: TimestampPolicy,
+                       in memory: GuestMemory) throws(BootError) -> Loaded {
+        // Programs see in CPUID whether there is a counter, and the vDSO is one of them.
+        let words = timestamps == .trap ? " " + LinuxTimestamps.commandLine : ""
+        let changed = LinuxGuest(kernel: trapped.kernel, commandLine: guest.commandLine + words, initrd: guest.initrd)
+        var loaded = Loaded(boot: try PVHBoot.load(changed, into: memory), sites: trapped.sites)
+        if case .linux = image {
+            loaded.notices.append("to have its \(trapped.sites.count) timestamp instructions replaced the kernel is started "
+                + "unpacked, where it was linked (no KASLR)" + (words.isEmpty ? "" : ", and with\(words)"))
+        }
+        return loaded
     }
 
     /// The guest where it is a Linux kernel.

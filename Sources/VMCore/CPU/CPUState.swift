@@ -155,6 +155,14 @@ public struct CoreRegisters: Equatable, Sendable {
 
     public init() {}
 
+    /// In 64-bit mode, what lies behind a null SS apart from its privilege level is used for nothing and can't be seen.
+    /// Processors leave different things there: the segment that was, one without a descriptor, a flat one. Engines hand
+    /// out this one. Source: Intel SDM Vol. 3A, 3.4.4 and 5.8.5 (an interrupt to a lower level loads SS with null).
+    mutating func makeNullStackCanonical() {
+        guard control.efer & (1 << 10) != 0, cs.attributes & (1 << 9) != 0, ss.selector & ~3 == 0 else { return }
+        ss = SegmentRegister(selector: ss.selector, attributes: SegmentRegister.unusable | ss.attributes & 0x60)
+    }
+
     /// The current privilege level: the DPL of SS. Source: Intel SDM Vol. 3A, 5.5.
     public var cpl: UInt8 { control.cr0 & 1 == 0 ? 0 : ss.dpl }
 

@@ -344,7 +344,7 @@ public struct SelfTests {
             "took \(latency.rawValue / 1000) µs: timer interrupts come late")
         let failing = try instructionsThatFail()
         add("instructions at CPL 0", failing.isEmpty, "all that were tried run",
-            "not emulated: \(failing.joined(separator: ", ")); a guest that uses one ends there", gap: true)
+            "not emulated: \(failing.joined(separator: ", ")); the soft engine executes these")
         add("dirty pages", try writesAreReported(), "the bitmap has each page that was written",
             "pages are written unnoticed: positions between exits and checkpoints would be wrong", gap: true)
         return (found, results)

@@ -28,6 +28,14 @@ public enum LinuxPayload {
             && reader.slice(UInt64(Header.magic), 4)?.elementsEqual("HdrS".utf8) == true
     }
 
+    /// Whether a bzImage's kernel is compressed in a way that is understood, and yet can't be unpacked.
+    static func isDamaged(_ file: [UInt8]) -> Bool {
+        guard isBzImage(file), let payload = try? payload(of: ImageReader(bytes: file)),
+            (try? Compression(payload)) != nil
+        else { return false }
+        return (try? kernel(in: file)) == nil
+    }
+
     /// The kernel in a bzImage, an ELF file. A file that is one itself is returned as it is.
     public static func kernel(in file: [UInt8]) throws(BootError) -> [UInt8] {
         if file.starts(with: ELFImage.magic) { return file }

@@ -518,6 +518,7 @@ public final class SoftEngine: Engine {
         r.control.cr8 = s.cr8
         r.control.efer = s.efer
         r.control.xcr0 = 1
+        r.makeNullStackCanonical()
         return r
     }
 
