@@ -65,7 +65,8 @@ private struct RandomRun {
         // Mostly one by one; at times as blocks, until the clock says stop.
         let isBlocks = number % 8 == 0
         for _ in 0..<(isBlocks ? 4 : steps) {
-            engine.armKick(at: isBlocks ? Nanoseconds(hostTime().rawValue + 20_000) : nil)
+            // Faults that lead to faults never complete an instruction.
+            engine.armKick(at: Nanoseconds(hostTime().rawValue + (isBlocks ? 20_000 : 100_000)))
             do throws(HostError) {
                 guard case .exit(let exit) = try engine.enter(until: isBlocks ? .none : .step) else { continue }
                 exits += 1
