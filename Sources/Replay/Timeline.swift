@@ -426,9 +426,9 @@ public final class Timeline {
     }
 
     /// Gives memory the content of an image. An instruction that an exit has left unfinished may still write to memory,
-    /// so it is finished first.
+    /// so it is finished first. An engine that counts instructions has done nothing of an unfinished one.
     private func replaceMemory(with target: MemoryImage) throws {
-        while try engine.settle() != nil {}
+        if engine.retired == nil { while try engine.settle() != nil {} }
         var stored: [(slot: PageSlot, page: Int)] = []
         // The contents are the target's and live as long.
         var copies: [(page: Int, content: UnsafeRawBufferPointer?)] = []
