@@ -52,6 +52,9 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// Stopping at a breakpoint costs little more than an instruction: a search for an anchor needs no free run.
     public var cheapBreakpoints = false
     public var undefinedFlags = UndefinedFlags()
+    /// As in `CPUModel`.
+    public var mxcsrMask: UInt32?
+    public var halvesSysenter = false
 
     public init() {}
 
@@ -68,6 +71,8 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         resumeFlag = try flag(.resumeFlag)
         cheapBreakpoints = try flag(.cheapBreakpoints)
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
+        mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
+        halvesSysenter = try flag(.halvesSysenter)
     }
 
     /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,

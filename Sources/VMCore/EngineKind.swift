@@ -34,12 +34,12 @@ public enum EngineHost: Sendable {
         }
     }
 
-    /// What this processor leaves in undefined flags.
-    public var undefinedFlags: UndefinedFlags {
-        switch self {
-        case .kvm(_, let capabilities): capabilities.undefinedFlags
-        case .soft: UndefinedFlags()
-        }
+    /// Adds to a model what the processor here does in its own way, so that the soft engine can do the same.
+    func describe(_ model: inout CPUModel) {
+        guard case .kvm(_, let capabilities) = self else { return }
+        model.undefinedFlags = capabilities.undefinedFlags
+        model.mxcsrMask = capabilities.mxcsrMask
+        model.halvesSysenter = capabilities.halvesSysenter
     }
 
     /// How guests see time stamps here where nobody says otherwise.

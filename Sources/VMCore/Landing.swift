@@ -132,9 +132,9 @@ struct Landing {
         let start = try engine.state()
         let watch = try machine.watch.get()
         try watch.mark()
-        let until = hostTime() + (engine.capabilities.breakpointKernel
-            ? Nanoseconds(anchor.elapsed.rawValue &* Self.assistantFactor) + Self.assistantPatience
-            : Nanoseconds(anchor.elapsed.rawValue &* Self.slowestSearch) + Self.patience)
+        let limit: AssistantLimit = engine.capabilities.breakpointKernel
+            ? .time(hostTime() + Nanoseconds(anchor.elapsed.rawValue &* Self.assistantFactor) + Self.assistantPatience)
+            : .instructions(for: anchor.elapsed)
         var outcome: Outcome?
         do {
             try assistant.start(from: start)
@@ -145,7 +145,7 @@ struct Landing {
                 if outcome == .landed, try machine.completeDigest(of: assistant.engine) != anchor.memory { outcome = nil }
                 if case .missed? = outcome { outcome = nil }
             } else {
-                outcome = try search(with: assistant, until: until, &statistics)
+                outcome = try search(with: assistant, limit, &statistics)
             }
         } catch let error as HostError {
             guard error.isLackOfSoftEngine else { throw error }
@@ -160,11 +160,29 @@ struct Landing {
         return outcome
     }
 
-    private func search(with assistant: Assistant, until: Nanoseconds, _ statistics: inout LandingStatistics) throws
+    /// How long the soft engine may search.
+    private enum AssistantLimit {
+        /// To a moment of the host's clock: where there are other ways, which may be faster.
+        case time(Nanoseconds)
+        /// So many instructions: where there is hardly another way, a busy host must not end the search.
+        case instructions(UInt64)
+
+        /// More instructions than any processor executes in a time: four a nanosecond, and some for what clocks miss.
+        static func instructions(for time: Nanoseconds) -> Self { .instructions(time.rawValue &* 4 &+ 4_000_000) }
+    }
+
+    private func search(with assistant: Assistant, _ limit: AssistantLimit, _ statistics: inout LandingStatistics) throws
         -> Outcome? {
         let soft = assistant.engine
+        var until = Nanoseconds(.max), last = InstructionCount(.max)
+        switch limit {
+        case .time(let moment): until = moment
+        case .instructions(let count): last = InstructionCount((soft.retired?.rawValue ?? 0) &+ count)
+        }
+        // Not at each arrival: there may be millions, and asking the clock takes longer than the way between two.
+        soft.armKick(at: min(until, hostTime() + Self.attention))
+        defer { soft.armKick(at: nil) }
         while true {
-            soft.armKick(at: min(until, hostTime() + Self.attention))
             switch try soft.enter(until: .breakpoint(anchor.rip)) {
             case .exit: return nil
             case .debug:
@@ -175,6 +193,8 @@ struct Landing {
             case .kicked:
                 if machine.environment.wantsStop { return .interrupted }
                 if hostTime() >= until { return nil }
+                if let retired = soft.retired, retired >= last { return nil }
+                soft.armKick(at: min(until, hostTime() + Self.attention))
             case .window: continue
             }
         }
@@ -192,10 +212,9 @@ struct Landing {
             var outcome = try runFreely(for: anchor.elapsed - lead)
             if case .interrupted? = outcome { return .interrupted }
             if outcome == nil {
-                let budget = Nanoseconds((lead.rawValue + 60_000) * Self.slowestSearch)
                 do {
                     try assistant.start(from: engine.state())
-                    outcome = try search(with: assistant, until: hostTime() + budget, &statistics)
+                    outcome = try search(with: assistant, .instructions(for: lead + lead), &statistics)
                 } catch let error as HostError {
                     guard error.isLackOfSoftEngine else { throw error }
                 }

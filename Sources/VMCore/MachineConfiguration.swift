@@ -90,7 +90,7 @@ extension MachineConfiguration {
         let loaded = try load(into: memory, timestamps, on: host)
         if acpi { ACPITables().write(into: memory) }
         var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
-        model.undefinedFlags = host.undefinedFlags
+        host.describe(&model)
         let engine = try host.makeEngine(memory: memory, model: model,
                                          trapsTimestamps: timestamps == .trap || !loaded.sites.isEmpty)
         try engine.setState(loaded.boot.state)

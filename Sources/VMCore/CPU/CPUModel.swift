@@ -56,12 +56,18 @@ public struct CPUModel: Codable, Equatable, Sendable {
     public var name: String
     public var entries: [CPUIDEntry]
     public var undefinedFlags = UndefinedFlags()
+    /// The bits that MXCSR may have, as FXSAVE stores them; nil: as the vendor's processors do.
+    public var mxcsrMask: UInt32?
+    /// Whether SYSENTER_ESP and SYSENTER_EIP keep their lower halves only, as KVM has it on AMD processors.
+    public var halvesSysenter = false
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         name = try values.decode(String.self, forKey: .name)
         entries = try values.decode([CPUIDEntry].self, forKey: .entries)
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
+        mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
+        halvesSysenter = try values.decodeIfPresent(Bool.self, forKey: .halvesSysenter) ?? false
     }
 
     /// The names that `--cpu` takes, with what each costs.

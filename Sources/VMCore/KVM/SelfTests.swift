@@ -50,6 +50,8 @@ public struct SelfTests {
         if found.stepKernel { found.stepToUser = try stepReachesUser() }
         if found.breakpointKernel { found.resumeFlag = try resumeFlagPasses() }
         found.undefinedFlags = try undefinedFlags()
+        found.mxcsrMask = try mxcsrMask()
+        found.halvesSysenter = try sysenterIsHalved()
         return found
     }
 
@@ -234,6 +236,23 @@ public struct SelfTests {
         // MOV ECX, 0x80000001; BSF EAX, ECX
         found.scanTestsSource = try flags(after: [0xB9, 1, 0, 0, 0x80, 0x0F, 0xBC, 0xC1], allSet: true) == 0x80
         return found
+    }
+
+    /// What FXSAVE stores at CPL 3 as the bits that MXCSR may have; nil where it stores none.
+    private func mxcsrMask() throws(HostError) -> UInt32? {
+        // FXSAVE [0x9000]; MOV EAX, [0x901C]; OUT port, EAX
+        let code: [UInt8] = [0x0F, 0xAE, 0x04, 0x25, 0, 0x90, 0, 0, 0x8B, 0x04, 0x25, 0x1C, 0x90, 0, 0, 0xE7, Self.port]
+        guard case .exit(.portWrite, let value) = see(try machine(code, .long(user: true)), .none), value != 0 else { return nil }
+        return UInt32(truncatingIfNeeded: value)
+    }
+
+    /// Whether SYSENTER_ESP loses its upper half.
+    private func sysenterIsHalved() throws(HostError) -> Bool {
+        let engine = try machine(report(1), .long(user: false))
+        var state = try engine.state()
+        state.msrs[1] = 0x12_3456_789A
+        try engine.setState(state)
+        return try engine.state().msrs[1] == 0x3456_789A
     }
 
     /// Instructions that a kernel-mode guest may use and that a KVM emulating them may lack.

@@ -127,6 +127,8 @@ struct RegisterFile {
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
     var trapsTimestamps = false
     var undefinedFlags = UndefinedFlags()
+    var mxcsrMask: UInt32 = 0xFFFF
+    var halvesSysenter = false
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)

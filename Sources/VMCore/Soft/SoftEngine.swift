@@ -65,6 +65,8 @@ public final class SoftEngine: Engine {
             written: words(memory.filePages / 64 + 1), cache: cache, cpuid: cpuid, tables: tables, codeTables: codeTables))
         core = Core(file)
         core.s.undefinedFlags = model.undefinedFlags
+        core.s.mxcsrMask = model.mxcsrMask ?? (core.s.cpuid.pointee.isAMD ? 0x2_FFFF : 0xFFFF)
+        core.s.halvesSysenter = model.halvesSysenter
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
             && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)

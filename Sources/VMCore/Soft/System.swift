@@ -273,8 +273,8 @@ extension Core {
         let isCanonical = UInt64(bitPattern: Int64(bitPattern: value << 16) >> 16) == value
         switch index {
         case 0x174: s.msrs.0 = value
-        case 0x175 where isCanonical: s.msrs.1 = value
-        case 0x176 where isCanonical: s.msrs.2 = value
+        case 0x175 where isCanonical: s.msrs.1 = s.halvesSysenter ? value & 0xFFFF_FFFF : value
+        case 0x176 where isCanonical: s.msrs.2 = s.halvesSysenter ? value & 0xFFFF_FFFF : value
         case 0x277:
             for i in 0..<8 as Range<UInt64> where ![0, 1, 4, 5, 6, 7].contains(value >> (8 * i) & 0xFF) { return false }
             s.msrs.3 = value

@@ -14,7 +14,7 @@ extension Core {
     }
 
     /// Bits that MXCSR may have: on AMD processors misaligned operands can be allowed. Source: AMD APM Vol. 2, 11.5.10.
-    var mxcsrMask: UInt32 { s.cpuid.pointee.isAMD ? 0x2_FFFF : 0xFFFF }
+    var mxcsrMask: UInt32 { s.mxcsrMask }
 
     func executeVectorState(_ op: Op) throws(Trap) {
         switch op.pointee.cold {

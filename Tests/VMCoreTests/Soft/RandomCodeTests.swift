@@ -100,14 +100,14 @@ private struct RandomRun {
                                  [0xC4, 0xE2], [0xC5], [0xD9], [0xDB], [0xDD], [0xF3], [0x48], [0x66], [0x67], [0xF0], [0x0F, 0xAE], [0x0F, 0x01]]
         var place = Self.code
         while place < Self.code + 100 {
-            _ = engine.memory.write(starts[Int(random.below(UInt64(starts.count)))], at: .init(place))
-            place += 1 + random.below(9)
+            _ = engine.memory.write(starts[Int(random.next(below: UInt64(starts.count)))], at: .init(place))
+            place += 1 + random.next(below: 9)
         }
-        for _ in 0..<8 { write(random.next(), at: random.below(2 << 20)) }
+        for _ in 0..<8 { write(random.next(), at: random.next(below: 2 << 20)) }
         // Tables at 0x10000: mostly sound entries.
         for table in 0..<6 as Range<UInt64> {
             for i in 0..<8 as Range<UInt64> {
-                var entry = (Self.tables + 0x1000 * random.below(7)) | random.below(0x200) | (random.chance(7, in: 8) ? 7 : 0)
+                var entry = (Self.tables + 0x1000 * random.next(below: 7)) | random.next(below: 0x200) | (random.chance(7, in: 8) ? 7 : 0)
                 if random.chance(1, in: 16) { entry = random.next() }
                 if random.chance(1, in: 4) { entry |= 0x80 }
                 write(entry, at: Self.tables + 0x1000 * table + 8 * i)
