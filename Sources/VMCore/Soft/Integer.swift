@@ -404,7 +404,7 @@ extension Core {
             }
         }
         try setFirst(op, r)
-        let overflow = isLeft ? count <= bits && r.isNegative != carry : (r << 1 ^ r).isNegative
+        let overflow = isLeft ? (count < bits ? r.isNegative != carry : carry) : (r << 1 ^ r).isNegative
         setResult(r, cf: carry, of: overflow, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 

@@ -100,17 +100,10 @@ extension Core {
         if form.usesMMX { file.enterMMX() }
         let value = form.usesMMX ? file.st(Int(form.first)) : file.vector(form.first)
         let mask = form.usesMMX ? file.st(Int(op.pointee.b)) : file.vector(op.pointee.b)
-        try prepareMasked(address, bytes, mask)
+        // All bytes have to be writable, also those that aren't written (AMD processors of family 19h, measured).
+        try prepareStore(address, bytes)
         for i in 0..<bytes where (mask + i).load(as: UInt8.self) & 0x80 != 0 {
             try store((address &+ UInt64(i)) & s.linearMask, (value + i).load(as: UInt8.self), op)
-        }
-    }
-
-    private func prepareMasked(_ address: UInt64, _ bytes: Int, _ mask: UnsafeMutableRawPointer) throws(Trap) {
-        for i in 0..<bytes where (mask + i).load(as: UInt8.self) & 0x80 != 0 {
-            let place = (address &+ UInt64(i)) & s.linearMask
-            // A fault in the second page names its beginning.
-            try prepareStore((place ^ address) & TLB.pageMask == 0 ? place : place & TLB.pageMask, 1)
         }
     }
 }
