@@ -112,7 +112,11 @@ public final class Timeline {
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
         let trapsTimestamps = description.timestamps == .trap || !description.timestampSites.isEmpty
-        engine = try host.makeEngine(memory: memory, model: description.cpuModel, trapsTimestamps: trapsTimestamps)
+        do {
+            engine = try host.makeEngine(memory: memory, model: description.cpuModel, trapsTimestamps: trapsTimestamps)
+        } catch HostError.call(let error) where error.call == "KVM_SET_CPUID2" && error.errno == EINVAL {
+            throw TraceError.corrupt(what: "KVM refuses its CPU model", place: "description")
+        }
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)
