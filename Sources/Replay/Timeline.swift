@@ -112,11 +112,7 @@ public final class Timeline {
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
         let trapsTimestamps = description.timestamps == .trap || !description.timestampSites.isEmpty
-        do {
-            engine = try host.makeEngine(memory: memory, model: description.cpuModel, trapsTimestamps: trapsTimestamps)
-        } catch HostError.call(let error) where error.call == "KVM_SET_CPUID2" && error.errno == EINVAL {
-            throw TraceError.corrupt(what: "KVM refuses its CPU model", place: "description")
-        }
+        engine = try Self.makeEngine(host, memory, description.cpuModel, trapsTimestamps: trapsTimestamps)
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)
@@ -136,6 +132,16 @@ public final class Timeline {
     /// The checkpoints at exits, ascending by exit.
     static func restorable(_ checkpoints: [CheckpointInfo]) -> [CheckpointInfo] {
         checkpoints.filter { $0.position == nil }.sorted { ($0.exit, $0.id) < ($1.exit, $1.id) }
+    }
+
+    private static func makeEngine(_ host: EngineHost, _ memory: GuestMemory, _ model: CPUModel, trapsTimestamps: Bool)
+        throws -> any Engine {
+        do {
+            return try host.makeEngine(memory: memory, model: model, trapsTimestamps: trapsTimestamps)
+        } catch {
+            guard case .call(let call) = error, call.call == "KVM_SET_CPUID2", call.errno == EINVAL else { throw error }
+            throw TraceError.corrupt(what: "KVM refuses its CPU model", place: "description")
+        }
     }
 
     // MARK: What is there
