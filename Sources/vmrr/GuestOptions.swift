@@ -126,7 +126,13 @@ struct GuestOptions: ParsableArguments {
     }
 
     private func kernelImage(_ kernel: [UInt8]) throws -> GuestImage {
+        // All files are read before the kernel is looked at: a name that is wrong is said first.
         let disk = try initrd.map(Self.readFile)
+        let modules = try module.map { text in
+            let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+            let file = String(parts[0])
+            return BootModule(content: try Self.readFile(file), commandLine: parts.count > 1 ? "\(file) \(parts[1])" : file)
+        }
         let format = try KernelFormat(of: kernel)
         switch format {
         case .linux, .pvh:
@@ -135,15 +141,9 @@ struct GuestOptions: ParsableArguments {
                                    bootProtocol: boot)
             return if case .pvh = format { .pvh(guest) } else { .linux(guest) }
         case .multiboot:
-            var modules: [BootModule] = []
-            if let disk, let initrd { modules.append(BootModule(content: disk, commandLine: initrd)) }
-            for text in module {
-                let parts = text.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-                let file = String(parts[0])
-                modules.append(BootModule(content: try Self.readFile(file),
-                                          commandLine: parts.count > 1 ? "\(file) \(parts[1])" : file))
-            }
-            return .multiboot(kernel, commandLine: append ?? "", modules: modules)
+            var all = modules
+            if let disk, let initrd { all.insert(BootModule(content: disk, commandLine: initrd), at: 0) }
+            return .multiboot(kernel, commandLine: append ?? "", modules: all)
         }
     }
 
