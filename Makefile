@@ -25,7 +25,7 @@ installed = $(bindir)/vmrr $(datadir)/man/man1/vmrr.1 $(datadir)/bash-completion
 	$(datadir)/zsh/site-functions/_vmrr $(datadir)/fish/vendor_completions.d/vmrr.fish
 
 .NOTPARALLEL:
-.PHONY: help setup build test-build demo test test-host lab test-lab differential fuzz soak bench install uninstall clean
+.PHONY: help setup build test-build demo test lab test-lab differential fuzz soak bench install uninstall clean
 
 help:
 	@echo 'make demo       records a guest until it fails, replays the failure, shows it'
@@ -57,9 +57,7 @@ test-build: setup
 demo: build
 	@scripts/demo
 
-test: test-host
-
-test-host: test-build
+test: test-build
 	$(SWIFT) test -c release --skip-build --disable-xctest $(TESTFLAGS)
 
 test-lab: test-build

@@ -226,12 +226,7 @@ struct Landing {
                     return outcome
                 }
             }
-            if lead == statistics.lead { statistics.overshot() }
-            statistics.overshoots += 1
-            lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
-            // The state first: an exit on which the guest overshot is finished before it, and may write to memory.
-            try engine.setState(start)
-            try watch.rewind()
+            try rewind(to: start, watch, widening: &lead, &statistics)
         }
         return nil
     }
@@ -255,14 +250,20 @@ struct Landing {
                 case .missed: break
                 }
             }
-            if lead == statistics.lead { statistics.overshot() }
-            statistics.overshoots += 1
-            lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
-            // The state first: an exit on which the guest overshot is finished before it, and may write to memory.
-            try engine.setState(start)
-            try watch.rewind()
+            try rewind(to: start, watch, widening: &lead, &statistics)
         }
         return nil
+    }
+
+    /// Takes the guest back after it has run too far; the next free run ends earlier.
+    private func rewind(to start: CPUState, _ watch: MemoryWatch, widening lead: inout Nanoseconds,
+                        _ statistics: inout LandingStatistics) throws {
+        if lead == statistics.lead { statistics.overshot() }
+        statistics.overshoots += 1
+        lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
+        // The state first: an exit on which the guest overshot is finished before it, and may write to memory.
+        try engine.setState(start)
+        try watch.rewind()
     }
 
     /// Nil when the time is over and the guest is still between the same two exits.
