@@ -162,6 +162,15 @@ enum HostFloat {
             }
         case CHOSTFLOAT_haddps.rawValue, CHOSTFLOAT_hsubps.rawValue, CHOSTFLOAT_addsubps.rawValue: .singles
         case CHOSTFLOAT_haddpd.rawValue, CHOSTFLOAT_hsubpd.rawValue, CHOSTFLOAT_addsubpd.rawValue: .doubles
+        case CHOSTFLOAT_vfmadd231ps.rawValue..<CHOSTFLOAT_vfmaddsub231ps.rawValue:
+            switch (instruction - CHOSTFLOAT_vfmadd231ps.rawValue) & 3 {
+            case 0: .singles
+            case 1: .doubles
+            case 2: .single
+            default: .double
+            }
+        case CHOSTFLOAT_vfmaddsub231ps.rawValue, CHOSTFLOAT_vfmsubadd231ps.rawValue: .singles
+        case CHOSTFLOAT_vfmaddsub231pd.rawValue, CHOSTFLOAT_vfmsubadd231pd.rawValue: .doubles
         case CHOSTFLOAT_cvtpd2ps.rawValue: .twoSingles
         case CHOSTFLOAT_cvtsd2ss.rawValue: .single
         default: .none
