@@ -112,7 +112,7 @@ public final class Timeline {
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
         let trapsTimestamps = description.timestamps == .trap || !description.timestampSites.isEmpty
-        engine = try host.makeEngine(memory: memory, model: description.cpuModel, trapsTimestamps: trapsTimestamps)
+        engine = try Self.makeEngine(host, memory, description.cpuModel, trapsTimestamps: trapsTimestamps)
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)
@@ -132,6 +132,16 @@ public final class Timeline {
     /// The checkpoints at exits, ascending by exit.
     static func restorable(_ checkpoints: [CheckpointInfo]) -> [CheckpointInfo] {
         checkpoints.filter { $0.position == nil }.sorted { ($0.exit, $0.id) < ($1.exit, $1.id) }
+    }
+
+    private static func makeEngine(_ host: EngineHost, _ memory: GuestMemory, _ model: CPUModel, trapsTimestamps: Bool)
+        throws -> any Engine {
+        do {
+            return try host.makeEngine(memory: memory, model: model, trapsTimestamps: trapsTimestamps)
+        } catch {
+            guard case .call(let call) = error, call.call == "KVM_SET_CPUID2", call.errno == EINVAL else { throw error }
+            throw TraceError.corrupt(what: "KVM refuses its CPU model", place: "description")
+        }
     }
 
     // MARK: What is there
@@ -426,9 +436,9 @@ public final class Timeline {
     }
 
     /// Gives memory the content of an image. An instruction that an exit has left unfinished may still write to memory,
-    /// so it is finished first.
+    /// so it is finished first. An engine that counts instructions has done nothing of an unfinished one.
     private func replaceMemory(with target: MemoryImage) throws {
-        while try engine.settle() != nil {}
+        if engine.retired == nil { while try engine.settle() != nil {} }
         var stored: [(slot: PageSlot, page: Int)] = []
         // The contents are the target's and live as long.
         var copies: [(page: Int, content: UnsafeRawBufferPointer?)] = []

@@ -147,7 +147,8 @@ struct CheckpointRow {
                 wall: try nanoseconds(4), guest: try nanoseconds(5), pause: try nanoseconds(6),
                 digests: CheckpointDigests(state: try text(9), memory: try text(10), strictMemory: try text(11)),
                 position: fields.isNull(12) ? nil : try fields.blob(12),
-                pagesDirtied: try fields.count(7), bytesStored: try fields.count(8))
+                // Below 2^40 each, so that no sum of what a file can hold of them overflows.
+                pagesDirtied: try fields.count(7, atMost: 1 << 40), bytesStored: try fields.count(8, atMost: 1 << 40))
             try check(info, after: list)
             list.append(info)
         }

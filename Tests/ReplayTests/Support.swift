@@ -10,7 +10,9 @@ import VMCore
 struct KVM {
     var system: KVMSystem
     var capabilities: EngineCapabilities
-    var host: EngineHost { .kvm(system, capabilities) }
+    /// What records and replays.
+    var kind = EngineKind.kvm
+    var host: EngineHost { kind == .soft ? .soft : .kvm(system, capabilities) }
 
     init() throws {
         system = try KVMSystem()

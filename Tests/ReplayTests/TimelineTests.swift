@@ -14,7 +14,10 @@ import VMCore
         folder = try Folder()
     }
 
-    @Test(arguments: Guests.names) func seeksArriveWhereAStraightReplayDoes(_ name: String) throws {
+    @Test(arguments: Guests.names, EngineKind.allCases)
+    func seeksArriveWhereAStraightReplayDoes(_ name: String, engine: EngineKind) throws {
+        var kvm = kvm
+        kvm.kind = engine
         let path = folder("trace.vmrr")
         try Guests.record(name, interval: 100, to: path, on: kvm)
         var random = SeededGenerator(seed: Sizes.seed)
@@ -35,7 +38,10 @@ import VMCore
         }
     }
 
-    @Test(arguments: Guests.names) func aRandomWalkStaysOnTheLine(_ name: String) throws {
+    @Test(arguments: Guests.names, EngineKind.allCases)
+    func aRandomWalkStaysOnTheLine(_ name: String, engine: EngineKind) throws {
+        var kvm = kvm
+        kvm.kind = engine
         let path = folder("trace.vmrr")
         try Guests.record(name, interval: 150, to: path, on: kvm)
         let timeline = try kvm.timeline(path)

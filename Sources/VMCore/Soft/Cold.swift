@@ -141,6 +141,8 @@ extension Core {
             try push(frame, size: size, on: &stack)
         }
         stack.pointer = stack.pointer & ~stack.mask | (stack.pointer &- bytes) & stack.mask
+        // The new top has to be writable. Source: Intel SDM Vol. 2A, ENTER.
+        try checkWritable(address(stack, stack.pointer & stack.mask, 1), 1)
         commit(stack)
         replaceRegister(GPR.rbp, frame, size: size)
     }

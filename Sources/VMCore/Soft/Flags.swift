@@ -121,14 +121,14 @@ extension Core {
     @inline(__always)
     func inc<T: Word>(_ a: T) -> T {
         let r = a &+ 1
-        setResult(r, cf: cf, of: r == 1 << T(T.bits - 1), af: r & 15 == 0)
+        setResult(r, cf: cf, of: r == (1 as T) << T(T.bits - 1), af: r & 15 == 0)
         return r
     }
 
     @inline(__always)
     func dec<T: Word>(_ a: T) -> T {
         let r = a &- 1
-        setResult(r, cf: cf, of: a == 1 << T(T.bits - 1), af: a & 15 == 0)
+        setResult(r, cf: cf, of: a == (1 as T) << T(T.bits - 1), af: a & 15 == 0)
         return r
     }
 

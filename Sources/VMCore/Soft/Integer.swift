@@ -159,7 +159,8 @@ extension Core {
             // With 16 bits the result is undefined; AMD and Intel clear it.
             setReg(op.pointee.a, T.bits == 16 ? 0 : value.byteSwapped)
         case .movbe: try replaceFirst(op, second(op, T.self).byteSwapped)
-        case .zeroExtendTo16: setReg(op.pointee.a, UInt16(truncatingIfNeeded: try second(op, UInt8.self)))
+        case .zeroExtendTo16:
+            setReg(op.pointee.a, op.pointee.extra == 0 ? UInt16(try second(op, UInt8.self)) : try second(op, UInt16.self))
         case .signExtendTo16:
             setReg(op.pointee.a, op.pointee.extra == 0
                 ? UInt16(truncatingIfNeeded: try second(op, UInt8.self).extended) : try second(op, UInt16.self))
@@ -393,17 +394,17 @@ extension Core {
                 carry = a >> (n - 1) & 1 != 0
             }
         } else {
+            // Undefined; so do AMD processors of family 19h.
             let n = T(count - bits)
+            carry = false
             if isLeft {
                 r = b << n | b >> (T(bits) - n)
-                carry = b >> (T(bits) - n) & 1 != 0
             } else {
-                r = b >> n | a << (T(bits) - n)
-                carry = b >> (n - 1) & 1 != 0
+                r = b >> n | b << (T(bits) - n)
             }
         }
         try setFirst(op, r)
-        let overflow = isLeft ? r.isNegative != carry : (r << 1 ^ r).isNegative
+        let overflow = isLeft ? (count < bits ? r.isNegative != carry : carry) : (r << 1 ^ r).isNegative
         setResult(r, cf: carry, of: overflow, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
@@ -447,7 +448,7 @@ extension Core {
         if s.undefinedFlags.scanTestsSource {
             setLogic(a)
         } else if s.undefinedFlags.scanSetsResult {
-            setLogic(reg(op.pointee.a, T.self))
+            setLogic(a == 0 ? 0 : reg(op.pointee.a, T.self))
             setArithmetic((pf ? Flag.pf : 0) | (a == 0 ? Flag.zf : 0))
         } else {
             setArithmetic(rflags & Flag.arithmetic & ~Flag.zf | (a == 0 ? Flag.zf : 0))

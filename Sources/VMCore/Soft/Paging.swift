@@ -210,7 +210,12 @@ extension Core {
             var new = old | UInt8(Entry.accessed)
             if access.isWrite && i == walk.count - 1 { new |= UInt8(Entry.dirty) }
             guard new != old else { continue }
+            // The running block goes on to its end, should an entry lie in its code: a load doesn't say which of its
+            // instructions it belongs to.
+            let running = s.block
+            s.block = nil
             noteWrite(page, Int(address & 0xFFF), 1)
+            s.block = running
             place.storeBytes(of: new, as: UInt8.self)
         }
     }

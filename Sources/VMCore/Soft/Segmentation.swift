@@ -149,7 +149,7 @@ extension Core {
 
     func commit(_ stack: Stack) { setGPR(GPR.rsp, stack.pointer, mask: stack.mask) }
 
-    private func address(_ stack: Stack, _ offset: UInt64, _ bytes: UInt64) throws(Trap) -> UInt64 {
+    func address(_ stack: Stack, _ offset: UInt64, _ bytes: UInt64) throws(Trap) -> UInt64 {
         guard let segment = stack.segment else { return offset }
         let last = offset &+ (bytes - 1)
         let fits = segment.type & 0xC == 4

@@ -343,6 +343,12 @@ public final class SoftEngine: Engine {
         case .none: return nil
         case .complete: return outgoingExit()
         case .awaitsAnswer, .answered:
+            if pending == .awaitsAnswer {
+                // Nobody wants the exit any more: it is answered with nothing, so that it isn't made again.
+                core.s.answers[core.s.answerCount] = 0
+                core.s.answerCount += 1
+                core.s.answerFaulted = false
+            }
             pending = .none
             takeMonitorWrites()
             // An exception that the answer leads to is delivered: that finishes the instruction as well.

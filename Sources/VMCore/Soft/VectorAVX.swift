@@ -159,13 +159,17 @@ extension Core {
         let file = s.floatingPoint
         let data = Int(form.code >> 8), size = Int(form.code & 0xFF)
         let target = file.vector(op.pointee.a), mask = file.vector(op.pointee.b), indices = file.vector(form.first)
-        for i in 0..<Int(form.immediate) where (mask + i * data + data - 1).load(as: UInt8.self) & 0x80 != 0 {
-            let index = size == 4 ? Int64(VectorOperands.load(indices, i, Int32.self)) : VectorOperands.load(indices, i, Int64.self)
-            let away = UInt64(bitPattern: index) << UInt64(op.pointee.scale & 3)
-            let address = try operandAddress(op, size: UInt64(data), writes: false, plus: away)
-            try loadBytes(address, data, to: file.operand)
-            (target + i * data).copyMemory(from: file.operand, byteCount: data)
-            memsetZero(mask + i * data, data)
+        for i in 0..<Int(form.immediate) {
+            let element = mask + i * data
+            if (element + data - 1).load(as: UInt8.self) & 0x80 != 0 {
+                let index = size == 4 ? Int64(VectorOperands.load(indices, i, Int32.self))
+                    : VectorOperands.load(indices, i, Int64.self)
+                let away = UInt64(bitPattern: index) << UInt64(op.pointee.scale & 3)
+                let address = try operandAddress(op, size: UInt64(data), writes: false, plus: away)
+                try loadBytes(address, data, to: file.operand)
+                (target + i * data).copyMemory(from: file.operand, byteCount: data)
+            }
+            memsetZero(element, data)
         }
         memsetZero(mask, 32)
         let bytes = Int(form.immediate) * data

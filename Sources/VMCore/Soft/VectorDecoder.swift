@@ -123,7 +123,7 @@ extension InstructionDecoder {
     /// What differs for some groups.
     private func finish(_ group: ColdCode, target: Int, _ op: inout MicroOp, _ form: inout VectorForm) {
         switch group {
-        case .vectorText: form.isWide = instruction.raw.rex.W != 0 || instruction.raw.vex.W != 0
+        case .vectorText: form.isWide = (isVEX ? instruction.raw.vex.W : instruction.raw.rex.W) != 0
         case .vectorLanes:
             let code = VectorLanes(rawValue: form.code)
             // These write flags, not their first operand.

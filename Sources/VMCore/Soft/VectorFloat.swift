@@ -100,12 +100,8 @@ extension Core {
             one(CHOSTFLOAT_cvtdq2pd)
             o.d.storeBytes(of: work.load(as: SIMD2<UInt64>.self), as: SIMD2<UInt64>.self)
         case .dot32, .dot64:
-            let result = s.floatingPoint.result
-            for offset in stride(from: 0, to: o.bytes, by: 16) {
-                try dotProduct(code == .dot32, o, offset)
-                (result + offset).storeBytes(of: work.load(as: SIMD2<UInt64>.self), as: SIMD2<UInt64>.self)
-            }
-            for i in 0..<(o.bytes / 8) { o.set(i, VectorOperands.load(result, i, UInt64.self)) }
+            try dotProduct(code == .dot32, o)
+            for i in 0..<(o.bytes / 8) { o.set(i, VectorOperands.load(work, i, UInt64.self)) }
         case .widen:
             host(UInt16(form.immediate), work, o.b, o.b, raised: &raised)
             host(UInt16(form.immediate), work + 16, o.b + 8, o.b + 8, raised: &raised)
@@ -119,40 +115,33 @@ extension Core {
         }
     }
 
-    /// One product into `firstCopy`. Source: Intel SDM Vol. 2A, DPPS: products, then sums of pairs, then the sum of these.
-    private func dotProduct(_ single: Bool, _ o: VectorOperands, _ offset: Int) throws(Trap) {
+    /// Products of 16 bytes each into `firstCopy`. Source: Intel SDM Vol. 2A, DPPS: products, then sums of pairs, then
+    /// the sum of these.
+    private func dotProduct(_ single: Bool, _ o: VectorOperands) throws(Trap) {
         let work = s.floatingPoint.firstCopy
         let other = s.floatingPoint.secondCopy
-        let size = single ? 4 : 8
-        for i in 0..<(16 / size) {
-            // What isn't chosen counts as +0, and raises nothing.
-            let takes = o.immediate >> UInt8(4 + i) & 1 != 0
-            if single {
-                let x = VectorOperands.load(o.a + offset, i, UInt32.self), y = VectorOperands.load(o.b + offset, i, UInt32.self)
-                work.storeBytes(of: takes ? x : 0, toByteOffset: 4 * i, as: UInt32.self)
-                other.storeBytes(of: takes ? y : 0, toByteOffset: 4 * i, as: UInt32.self)
-            } else {
-                let x = VectorOperands.load(o.a + offset, i, UInt64.self), y = VectorOperands.load(o.b + offset, i, UInt64.self)
-                work.storeBytes(of: takes ? x : 0, toByteOffset: 8 * i, as: UInt64.self)
-                other.storeBytes(of: takes ? y : 0, toByteOffset: 8 * i, as: UInt64.self)
+        // What isn't chosen counts as +0, and raises nothing.
+        func fill(_ place: UnsafeMutableRawPointer, _ source: UnsafeMutableRawPointer, _ bits: UInt8) {
+            for i in 0..<(o.bytes / 4) {
+                let element = single ? i & 3 : i >> 1 & 1
+                let value = bits >> UInt8(element) & 1 != 0 ? VectorOperands.load(source, i, UInt32.self) : 0
+                place.storeBytes(of: value, toByteOffset: 4 * i, as: UInt32.self)
             }
         }
-        var raised: UInt32 = 0
-        func one(_ instruction: chostfloat_instruction) throws(Trap) {
-            host(UInt16(instruction.rawValue), work, other, other, raised: &raised)
+        fill(work, o.a, o.immediate >> 4)
+        fill(other, o.b, o.immediate >> 4)
+        func step(_ instruction: chostfloat_instruction) throws(Trap) {
+            var raised: UInt32 = 0
+            for offset in stride(from: 0, to: o.bytes, by: 16) {
+                host(UInt16(instruction.rawValue), work + offset, other + offset, other + offset, raised: &raised)
+            }
             try settle(raised: raised)
-            other.storeBytes(of: work.load(as: SIMD2<UInt64>.self), as: SIMD2<UInt64>.self)
+            other.copyMemory(from: work, byteCount: 32)
         }
-        try one(single ? CHOSTFLOAT_mulps : CHOSTFLOAT_mulpd)
-        try one(single ? CHOSTFLOAT_haddps : CHOSTFLOAT_haddpd)
-        if single { try one(CHOSTFLOAT_haddps) }
-        for i in 0..<(16 / size) where o.immediate >> UInt8(i) & 1 == 0 {
-            if single {
-                work.storeBytes(of: 0, toByteOffset: 4 * i, as: UInt32.self)
-            } else {
-                work.storeBytes(of: 0, toByteOffset: 8 * i, as: UInt64.self)
-            }
-        }
+        try step(single ? CHOSTFLOAT_mulps : CHOSTFLOAT_mulpd)
+        try step(single ? CHOSTFLOAT_haddps : CHOSTFLOAT_haddpd)
+        if single { try step(CHOSTFLOAT_haddps) }
+        fill(work, other, o.immediate)
     }
 }
 

@@ -96,23 +96,14 @@ extension Core {
         let address = op.pointee.form.has(MicroOp.Form.checked)
             ? try linear(op.pointee.segment, offset, size: UInt64(bytes), writes: true)
             : (offset &+ segmentBase(op.pointee.segment)) & s.linearMask
-        if !form.usesMMX || file.top == 0 {
-            let mask = form.usesMMX ? file.st(Int(op.pointee.b)) : file.vector(op.pointee.b)
-            try prepareMasked(address, bytes, mask)
-        } else {
-            try prepareStore(address, bytes)
-        }
+        // MMX's state is entered also when the store faults (AMD processors of family 19h, measured).
         if form.usesMMX { file.enterMMX() }
         let value = form.usesMMX ? file.st(Int(form.first)) : file.vector(form.first)
         let mask = form.usesMMX ? file.st(Int(op.pointee.b)) : file.vector(op.pointee.b)
+        // All bytes have to be writable, also those that aren't written (AMD processors of family 19h, measured).
+        try prepareStore(address, bytes)
         for i in 0..<bytes where (mask + i).load(as: UInt8.self) & 0x80 != 0 {
             try store((address &+ UInt64(i)) & s.linearMask, (value + i).load(as: UInt8.self), op)
-        }
-    }
-
-    private func prepareMasked(_ address: UInt64, _ bytes: Int, _ mask: UnsafeMutableRawPointer) throws(Trap) {
-        for i in 0..<bytes where (mask + i).load(as: UInt8.self) & 0x80 != 0 {
-            try prepareStore((address &+ UInt64(i)) & s.linearMask, 1)
         }
     }
 }

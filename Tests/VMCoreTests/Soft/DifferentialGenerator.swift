@@ -16,7 +16,7 @@ struct DifferentialCase: CustomStringConvertible {
 }
 
 extension SeededGenerator {
-    fileprivate mutating func below(_ n: UInt64) -> UInt64 { next(below: n) }
+    mutating func below(_ n: UInt64) -> UInt64 { next(below: n) }
 }
 
 /// Makes cases from a catalogue and a seed.
@@ -214,7 +214,7 @@ struct DifferentialGenerator {
         default: break
         }
         // What touches many bytes in several steps faults at some of them, in an order that is each processor's own.
-        if Self.large.contains(encoding.mnemonic.rawValue) { target = Self.window + 16 * random.below(4) + (random.chance(1, in: 8) ? 8 : 0) }
+        if Self.large.contains(encoding.mnemonic.rawValue) { target = Self.window + 16 * random.below(4) }
         if isGather(encoding) { return gatherOperand(reg, rex, target) }
         func word(_ value: UInt64) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) } }
         let mod = UInt8(random.below(3))
@@ -278,7 +278,8 @@ struct DifferentialGenerator {
         let inside = Self.window + 0x80 + random.below(0x100)
         switch instruction.mnemonic {
         case ZYDIS_MNEMONIC_LEAVE, ZYDIS_MNEMONIC_ENTER:
-            record.setRegister(5, Self.window + 0x100 + 8 * random.below(8))
+            // Nested frames are read above where the stack is written.
+            record.setRegister(5, Self.window + 0x1C0 + 8 * random.below(8))
             if instruction.mnemonic == ZYDIS_MNEMONIC_ENTER { code[code.count - 1] &= 3 }
         case ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFD, ZYDIS_MNEMONIC_POPFQ:
             // Not TF, nor AC: the driver goes on with these.

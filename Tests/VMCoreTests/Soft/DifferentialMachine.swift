@@ -121,7 +121,7 @@ final class DifferentialMachine {
     static func code(_ index: Int) -> UInt64 { UInt64(DIFF_CODE) + UInt64(index * slot) }
 
     /// Runs cases, at most `batch` of them; says what came of each.
-    func run(_ cases: [DifferentialCase], _ mode: Mode) throws -> [DifferentialRecord] {
+    func run(_ cases: [DifferentialCase], _ mode: Mode, within limit: Nanoseconds = .seconds(20)) throws -> [DifferentialRecord] {
         let after = UInt64(DIFF_USER) + UInt64(mode == .long64 ? differential_after64_offset() : differential_after32_offset())
         var records: [UInt8] = [], code: [UInt8] = []
         for (i, one) in cases.enumerated() {
@@ -133,6 +133,7 @@ final class DifferentialMachine {
             slot += [UInt8](repeating: 0xCC, count: Self.slot - slot.count)
             code += slot
         }
+        write([UInt8](repeating: 0, count: pageSize), at: DIFF_DATA)
         write(records, at: DIFF_CASES)
         write(code, at: DIFF_CODE)
         let first = UInt64(DIFF_CASES)
@@ -140,10 +141,10 @@ final class DifferentialMachine {
         variables[0] = first
         variables[1] = first + UInt64(cases.count) * UInt64(CASE_BYTES)
         variables[Int(VAR_RESUME) / 8] = after
-        variables[Int(VAR_FPU) / 8] = hasAVX ? 1 : 0
+        variables[Int(VAR_FPU) / 8] = hasAVX && mode == .long64 ? 1 : 0
         write(words(variables), at: DIFF_VARIABLES)
         try engine.setState(state(mode))
-        engine.armKick(at: hostTime() + .seconds(20))
+        engine.armKick(at: hostTime() + limit)
         let arrival = try engine.enter(until: .none)
         guard case .exit(let exit) = arrival, exit.identity == EventIdentity(kind: .portWrite, size: 1, address: 0xF4) else {
             let current = engine.memory.load(.init(UInt64(DIFF_VARIABLES)), as: UInt64.self) ?? 0

@@ -15,7 +15,9 @@ import VMCore
     @Test(arguments: DifferentialMachine.Mode.allCases)
     func softEngineDoesWhatTheProcessorDoes(_ mode: DifferentialMachine.Mode) throws {
         let run = try DifferentialRun()
-        let catalogue = DifferentialCatalogue(mode, hasAVX: run.hasAVX)
+        let isEmulated = try mode == .compatibility32 && !run.runs32BitCode()
+        if isEmulated { print("SKIPPED: \(mode.rawValue): vector and x87 instructions, which this KVM's emulator lacks") }
+        let catalogue = DifferentialCatalogue(mode, hasAVX: run.hasAVX && mode == .long64)
         let names = Set(catalogue.encodings.map(\.mnemonic.rawValue)).count
         print("\(mode.rawValue): \(catalogue.encodings.count) encodings of \(names) instructions, \(Self.count) cases, "
             + "VMRR_SEED=\(Self.seed)")
@@ -31,7 +33,7 @@ import VMCore
             let part = min(DifferentialMachine.batch, Self.count - done)
             let cases = (done..<(done + part)).compactMap { generator.make($0 &* stride) }
             #expect(cases.count > part * 9 / 10)
-            disagreements += try run.compare(cases, mode).map(\.description)
+            disagreements += try run.compare(cases, mode, isEmulated: isEmulated).map(\.description)
             done += part
         }
         #expect(disagreements.isEmpty, "\(disagreements.joined(separator: "\n"))")

@@ -67,6 +67,18 @@ import VMCore
         #expect(engine.retiredSinceExit == InstructionCount(1))
     }
 
+    @Test func anExitThatNobodyAnswersIsMadeOnce() throws {
+        // IN AL, 0x60; INC CX; report
+        let machine = try SoftMachine([0xE4, 0x60, 0x41] + SoftMachine.report(1))
+        guard case .exit = try machine.engine.enter(until: .none) else {
+            Issue.record("no exit")
+            return
+        }
+        #expect(try machine.engine.settle() == nil)
+        #expect(try machine.report() == 1)
+        #expect(try machine.engine.state().general.rcx == 1)
+    }
+
     // MARK: The guest's breakpoints
 
     /// Runs `code` with DR0 and DR7 as given and a handler of #DB that reports 2; returns what was reported and DR6.

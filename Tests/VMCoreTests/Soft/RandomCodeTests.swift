@@ -23,10 +23,10 @@ import VMCore
         var run = RandomRun(engine: engine, mode: mode, seed: Self.seed)
         let runs = Self.count / Mode.allCases.count + 1
         for i in 0..<runs {
-            let before = engine.retired?.rawValue ?? 0
+            let before = run.instructions
             try run.once(steps: Self.steps, number: i)
             // Deliveries and exits take steps, too, and a slice runs on between two looks at the clock.
-            #expect((engine.retired?.rawValue ?? 0) &- before <= UInt64(Self.steps) + RandomRun.slice, "run \(i) of VMRR_SEED=\(Self.seed) went on")
+            #expect(run.instructions &- before <= UInt64(Self.steps) + RandomRun.slice, "run \(i) of VMRR_SEED=\(Self.seed) went on")
         }
         print("\(mode): \(runs) runs, \(run.instructions) instructions, \(run.exits) exits, \(run.shutdowns) shutdowns, "
             + "\(run.lacking) at what the engine lacks; VMRR_SEED=\(Self.seed)")
@@ -54,16 +54,19 @@ private struct RandomRun {
         random = SeededGenerator(seed: seed)
     }
 
+    private var retired: UInt64 { engine.retired?.rawValue ?? 0 }
+
     mutating func once(steps: Int, number: Int) throws {
         fillMemory()
         let state = makeState()
         do throws(HostError) { try engine.setState(state) } catch { return }
-        let before = engine.retired?.rawValue ?? 0
-        defer { instructions += (engine.retired?.rawValue ?? 0) &- before }
+        let before = retired
+        defer { instructions += retired &- before }
         // Mostly one by one; at times as blocks, until the clock says stop.
         let isBlocks = number % 8 == 0
         for _ in 0..<(isBlocks ? 4 : steps) {
-            engine.armKick(at: isBlocks ? Nanoseconds(hostTime().rawValue + 20_000) : nil)
+            // Faults that lead to faults never complete an instruction.
+            engine.armKick(at: Nanoseconds(hostTime().rawValue + (isBlocks ? 20_000 : 100_000)))
             do throws(HostError) {
                 guard case .exit(let exit) = try engine.enter(until: isBlocks ? .none : .step) else { continue }
                 exits += 1
