@@ -92,6 +92,11 @@ public struct EventCursor: Sendable {
         return true
     }
 
+    /// Whether the chunk that the cursor holds has such an event, before the cursor or after it.
+    public func chunkContains(where wanted: (EventIdentity) -> Bool) -> Bool {
+        chunk.entries.contains { wanted($0.identity) }
+    }
+
     @inline(never)
     private mutating func attach(_ form: EventForm, to event: inout TraceEvent) {
         switch form {

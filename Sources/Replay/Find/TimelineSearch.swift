@@ -77,6 +77,7 @@ extension TraceReader {
         for chunk in chunks[..<chunks.partitioningIndex { $0.firstEvent >= sequence }].reversed() {
             var cursor = cursor()
             try cursor.seek(toEvent: chunk.firstEvent)
+            guard cursor.chunkContains(where: \.isInterrupt) else { continue }
             var found: TraceEvent?
             while let event = try cursor.next(), event.sequence < min(sequence, chunk.endEvent) {
                 if event.isInterrupt { found = event }

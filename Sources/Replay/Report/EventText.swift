@@ -66,13 +66,18 @@ extension TraceEvent {
     var isForDevices: Bool { [.time, .deviceTime, .serialInput, .mark].contains(identity.kind) }
 
     /// Whether an interrupt or NMI entered.
+    var isInterrupt: Bool { identity.isInterrupt }
+
+    /// The vector of an interrupt; nil for an NMI, whose vector is 2, and for what is no interrupt.
+    var vector: UInt8? { field(.vector).map { UInt8(truncatingIfNeeded: $0) } }
+}
+
+extension EventIdentity {
+    /// Whether an interrupt or NMI enters with such an event.
     var isInterrupt: Bool {
-        switch identity.kind {
+        switch kind {
         case .interruptAtExit, .interruptAtWindow, .interruptAtAnchor, .nmiAtExit, .nmiAtAnchor: true
         default: false
         }
     }
-
-    /// The vector of an interrupt; nil for an NMI, whose vector is 2, and for what is no interrupt.
-    var vector: UInt8? { field(.vector).map { UInt8(truncatingIfNeeded: $0) } }
 }
