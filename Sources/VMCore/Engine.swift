@@ -136,6 +136,9 @@ public protocol Engine: AnyObject {
     func trackWrites() throws(HostError)
     /// Calls `body` for each page of the memory file that may have been written since the last call.
     func takeWrittenPages(_ body: (Int) -> Void) throws(HostError)
+    /// The monitor has replaced a page of the memory file: what the engine has made of its content is void. The page doesn't
+    /// count as written.
+    func noteReplacedPage(_ page: Int)
 
     /// Arranges a kick at a moment of the host's monotonic clock; nil for none.
     func armKick(at moment: Nanoseconds?)
@@ -152,6 +155,7 @@ public protocol Engine: AnyObject {
 
 extension Engine {
     public var assistedInstructions: UInt64 { 0 }
+    public func noteReplacedPage(_ page: Int) {}
     public func armKick(atInstruction count: InstructionCount?) {}
     public var retired: InstructionCount? { nil }
     public var retiredSinceExit: InstructionCount? {

@@ -567,6 +567,10 @@ public final class SoftEngine: Engine {
     /// Somebody else wrote to a page.
     func noteForeignWrite(_ page: Int) { core.noteWrite(page, 0, pageSize) }
 
+    public func noteReplacedPage(_ page: Int) {
+        if core.s.codeLines[page] != 0 { core.dropCode(page: page, lines: .max) }
+    }
+
     // MARK: Kicks
 
     public func armKick(at moment: Nanoseconds?) {
