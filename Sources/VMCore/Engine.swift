@@ -55,6 +55,8 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// As in `CPUModel`.
     public var mxcsrMask: UInt32?
     public var halvesSysenter = false
+    public var faultsSetResume = true
+    public var transfersSetAccessed = true
 
     public init() {}
 
@@ -73,6 +75,8 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try flag(.halvesSysenter)
+        faultsSetResume = try values.decodeIfPresent(Bool.self, forKey: .faultsSetResume) ?? true
+        transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
     }
 
     /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,
