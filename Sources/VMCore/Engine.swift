@@ -55,6 +55,8 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// As in `CPUModel`.
     public var mxcsrMask: UInt32?
     public var halvesSysenter = false
+    public var faultsSetResume = true
+    public var transfersSetAccessed = true
 
     public init() {}
 
@@ -73,6 +75,8 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try flag(.halvesSysenter)
+        faultsSetResume = try values.decodeIfPresent(Bool.self, forKey: .faultsSetResume) ?? true
+        transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
     }
 
     /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,
@@ -136,6 +140,9 @@ public protocol Engine: AnyObject {
     func trackWrites() throws(HostError)
     /// Calls `body` for each page of the memory file that may have been written since the last call.
     func takeWrittenPages(_ body: (Int) -> Void) throws(HostError)
+    /// The monitor has replaced a page of the memory file: what the engine has made of its content is void. The page doesn't
+    /// count as written.
+    func noteReplacedPage(_ page: Int)
 
     /// Arranges a kick at a moment of the host's monotonic clock; nil for none.
     func armKick(at moment: Nanoseconds?)
@@ -152,6 +159,7 @@ public protocol Engine: AnyObject {
 
 extension Engine {
     public var assistedInstructions: UInt64 { 0 }
+    public func noteReplacedPage(_ page: Int) {}
     public func armKick(atInstruction count: InstructionCount?) {}
     public var retired: InstructionCount? { nil }
     public var retiredSinceExit: InstructionCount? {

@@ -40,6 +40,8 @@ public enum EngineHost: Sendable {
         model.undefinedFlags = capabilities.undefinedFlags
         model.mxcsrMask = capabilities.mxcsrMask
         model.halvesSysenter = capabilities.halvesSysenter
+        model.faultsSetResume = capabilities.faultsSetResume
+        model.transfersSetAccessed = capabilities.transfersSetAccessed
     }
 
     /// How guests see time stamps here where nobody says otherwise.

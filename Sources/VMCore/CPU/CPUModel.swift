@@ -60,6 +60,12 @@ public struct CPUModel: Codable, Equatable, Sendable {
     public var mxcsrMask: UInt32?
     /// Whether SYSENTER_ESP and SYSENTER_EIP keep their lower halves only, as KVM has it on AMD processors.
     public var halvesSysenter = false
+    /// Whether a fault pushes its flags with RF set, as processors do and QEMU's emulated ones don't. Source: Intel SDM
+    /// Vol. 3B, 18.3.1.1.
+    public var faultsSetResume = true
+    /// Whether far transfers and interrupts set the accessed bits of the descriptors that they load, as processors do and
+    /// QEMU's emulated ones don't. Source: Intel SDM Vol. 3A, 3.4.5.1.
+    public var transfersSetAccessed = true
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
@@ -68,6 +74,8 @@ public struct CPUModel: Codable, Equatable, Sendable {
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try values.decodeIfPresent(Bool.self, forKey: .halvesSysenter) ?? false
+        faultsSetResume = try values.decodeIfPresent(Bool.self, forKey: .faultsSetResume) ?? true
+        transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
     }
 
     /// The names that `--cpu` takes, with what each costs.

@@ -158,7 +158,12 @@ public struct CoreRegisters: Equatable, Sendable {
     /// In 64-bit mode, what lies behind a null SS apart from its privilege level is used for nothing and can't be seen.
     /// Processors leave different things there: the segment that was, one without a descriptor, a flat one. Engines hand
     /// out this one. Source: Intel SDM Vol. 3A, 3.4.4 and 5.8.5 (an interrupt to a lower level loads SS with null).
-    mutating func makeNullStackCanonical() {
+    ///
+    /// An LDT of one byte, behind a null LDTR, has no descriptor, whether the register is usable or not.
+    mutating func makeNullSegmentsCanonical() {
+        if ldtr.selector & ~3 == 0, ldtr.limit == 0 {
+            ldtr = SegmentRegister(selector: ldtr.selector, base: ldtr.base, attributes: SegmentRegister.unusable)
+        }
         guard control.efer & (1 << 10) != 0, cs.attributes & (1 << 9) != 0, ss.selector & ~3 == 0 else { return }
         ss = SegmentRegister(selector: ss.selector, attributes: SegmentRegister.unusable | ss.attributes & 0x60)
     }

@@ -113,7 +113,7 @@ extension CoreRegisters {
         control.cr4 = s.cr4
         control.cr8 = s.cr8
         control.efer = s.efer
-        makeNullStackCanonical()
+        makeNullSegmentsCanonical()
     }
 
     func fill(_ s: inout kvm_sregs) {

@@ -52,6 +52,8 @@ public struct SelfTests {
         found.undefinedFlags = try undefinedFlags()
         found.mxcsrMask = try mxcsrMask()
         found.halvesSysenter = try sysenterIsHalved()
+        found.faultsSetResume = try faultSetsResume()
+        found.transfersSetAccessed = try transferSetsAccessed()
         return found
     }
 
@@ -253,6 +255,29 @@ public struct SelfTests {
         state.msrs[1] = 0x12_3456_789A
         try engine.setState(state)
         return try engine.state().msrs[1] == 0x3456_789A
+    }
+
+    /// Whether the flags that a fault at CPL 3 pushes have RF set. Where that can't be seen it counts as set.
+    private func faultSetsResume() throws(HostError) -> Bool {
+        // UD2. The handler: MOV EAX, [RSP + 16]; OUT port, EAX
+        let engine = try machine([0x0F, 0x0B], .long(user: true), handler: [0x8B, 0x44, 0x24, 0x10, 0xE7, Self.port])
+        guard case .exit(.portWrite, let flags) = see(engine, .none) else { return true }
+        return flags & RFlags.resume != 0
+    }
+
+    /// Whether a far return sets the accessed bit of the code segment's descriptor. Where that can't be seen it counts as
+    /// set.
+    private func transferSetsAccessed() throws(HostError) -> Bool {
+        // PUSH 8; PUSH the address of the report; RETFQ
+        let engine = try machine([0x6A, 0x08, 0x68, 0x00, 0x11, 0, 0, 0x48, 0xCB], .long(user: false))
+        engine.memory.write(report(1), at: .init(Self.code + 0x100))
+        // The second descriptor, and in it the byte with its type.
+        let access = GuestPhysicalAddress(0x4000 + 8 + 5)
+        engine.memory.write([0x9A], at: access)
+        guard see(engine, .none) == .exit(.portWrite, value: 1), let byte = engine.memory.load(access, as: UInt8.self) else {
+            return true
+        }
+        return byte & 1 != 0
     }
 
     /// Instructions that a kernel-mode guest may use and that a KVM emulating them may lack.

@@ -74,8 +74,9 @@ public final class LiveEnvironment: Environment {
     /// How long an interrupt waits for an exit of the guest's own before it gets a position between exits.
     ///
     /// A position at an exit costs a byte of trace and no search in replay; 200 µs is below what a timer's jitter is on
-    /// a busy host.
-    private static let grace = Nanoseconds.microseconds(200)
+    /// a busy host. Where no breakpoint stops a guest, replay searches for a position with the soft engine, which takes a
+    /// hundred times as long as the guest took: there it pays to wait for as long as a guest's own clock still runs smoothly.
+    private let grace: Nanoseconds
     /// How soon the guest is looked at again when it can't take the interrupt at this instruction.
     private static let retry = Nanoseconds.microseconds(200)
     /// How long a guest that has panicked may take to say why and to reset the machine.
@@ -94,6 +95,7 @@ public final class LiveEnvironment: Environment {
         self.engine = engine
         self.options = options
         deadline = options.deadline.map { hostTime() + $0 }
+        grace = engine.capabilities.breakpointKernel ? .microseconds(200) : .milliseconds(20)
         random = options.timingSeed.map { SeededGenerator(seed: $0) }
         serial.start(kicker: engine.kicker)
         reschedule(at: now)
@@ -189,7 +191,7 @@ public final class LiveEnvironment: Environment {
         nextDue = earliest(platform.upcomingDeadline(after: now), serial.nextInput)
         var moment = nextDue
         // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
-        if options.placement == .replayable, !isExact, let due = moment { moment = due + Self.grace }
+        if options.placement == .replayable, !isExact, let due = moment { moment = due + grace }
         if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
         if !endIsDue { moment = earliest(moment, panicEnds) }
         if let asked = attention {
@@ -347,7 +349,7 @@ public final class LiveEnvironment: Environment {
 
     private func placeBetweenExits(at point: EntryPoint, ready: Bool, since: Nanoseconds, now: Nanoseconds) throws
         -> Entry {
-        if graceEnds == nil { graceEnds = since + Self.grace }
+        if graceEnds == nil { graceEnds = since + grace }
         guard point == .between, now >= graceEnds! else {
             reschedule(at: now)
             return .proceed

@@ -70,6 +70,7 @@ public final class WriteLog {
         public func setPages(_ pages: [(page: Int, content: UnsafeRawBufferPointer?)]) {
             guard let log else { return }
             log.engine.memory.replacePages(pages)
+            for (page, _) in pages { log.engine.noteReplacedPage(page) }
             for other in log.followers where other !== self { pages.forEach { other.insert($0.page) } }
         }
 

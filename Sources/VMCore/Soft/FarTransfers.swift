@@ -44,7 +44,7 @@ extension Core {
         } else if offset > UInt64(descriptor.segment(selector).limit) {
             throw .protection
         }
-        try markAccessed(&descriptor)
+        try markTransferAccessed(&descriptor)
         var segment = descriptor.segment(selector)
         segment.selector = selector & 0xFFFC | UInt16(level)
         return segment
@@ -146,7 +146,7 @@ extension Core {
         } else {
             let found = try innerStack(level)
             var descriptor = try stackSegment(found.selector, level: level, fault: Vector.ts)
-            try markAccessed(&descriptor)
+            try markTransferAccessed(&descriptor)
             ss = descriptor.segment(found.selector)
             inner = Stack(pointer: found.pointer, mask: ss.attributes & 1 << 10 != 0 ? 0xFFFF_FFFF : 0xFFFF, segment: ss)
         }
@@ -207,7 +207,7 @@ extension Core {
             ss = Segment(limit: 0xFFF, selector: stackSelector, attributes: 0xC93 | UInt16(level) << 5)
         } else {
             var descriptor = try stackSegment(stackSelector, level: level, fault: Vector.gp)
-            try markAccessed(&descriptor)
+            try markTransferAccessed(&descriptor)
             ss = descriptor.segment(stackSelector)
         }
         let cs = try checkedCode(selector, &code, rip, level: level)

@@ -78,7 +78,7 @@ extension Core {
     /// Source: Intel SDM Vol. 3B, 18.3.1.1.
     private func pushedFlags(_ vector: UInt8, _ source: EventSource) -> UInt64 {
         let isFault = source == .exception && ![Vector.db, Vector.bp, Vector.of, Vector.df].contains(vector)
-        return isFault ? rflags | Flag.rf : rflags
+        return isFault && s.faultsSetResume ? rflags | Flag.rf : rflags
     }
 
     private func deliverLong(_ vector: UInt8, _ code: UInt32?, _ source: EventSource, _ returnTo: UInt64)
@@ -120,7 +120,7 @@ extension Core {
         try push(UInt64(segment(SegmentIndex.cs).pointee.selector), size: 3, on: &stack, system: system)
         try push(returnTo, size: 3, on: &stack, system: system)
         if let code { try push(UInt64(code), size: 3, on: &stack, system: system) }
-        try markAccessed(&descriptor)
+        try markTransferAccessed(&descriptor)
         setGPR(GPR.rsp, stack.pointer)
         if changes {
             segment(SegmentIndex.ss).pointee = Segment(selector: UInt16(level), attributes: SegmentRegister.unusable | UInt16(level) << 5)
@@ -161,7 +161,7 @@ extension Core {
         if level != s.cpl {
             let inner = try innerStack(level)
             var ss = try stackSegment(inner.selector, level: level, fault: Vector.ts)
-            try markAccessed(&ss)
+            try markTransferAccessed(&ss)
             let made = ss.segment(inner.selector)
             newSS = made
             let mask: UInt64 = made.attributes & 1 << 10 != 0 ? 0xFFFF_FFFF : 0xFFFF
@@ -179,7 +179,7 @@ extension Core {
         try push(UInt64(segment(SegmentIndex.cs).pointee.selector), size: size, on: &stack, system: system)
         try push(returnTo, size: size, on: &stack, system: system)
         if let code { try push(UInt64(code), size: size, on: &stack, system: system) }
-        try markAccessed(&descriptor)
+        try markTransferAccessed(&descriptor)
         if let newSS {
             segment(SegmentIndex.ss).pointee = newSS
             if fromV86 {

@@ -129,6 +129,8 @@ struct RegisterFile {
     var undefinedFlags = UndefinedFlags()
     var mxcsrMask: UInt32 = 0xFFFF
     var halvesSysenter = false
+    var faultsSetResume = true
+    var transfersSetAccessed = true
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)

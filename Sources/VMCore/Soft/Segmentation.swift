@@ -49,6 +49,11 @@ extension Core {
         try systemStore(descriptor.address &+ 5, descriptor.access)
     }
 
+    /// The same for one that a far transfer or an interrupt loads.
+    func markTransferAccessed(_ descriptor: inout Descriptor) throws(Trap) {
+        if s.transfersSetAccessed { try markAccessed(&descriptor) }
+    }
+
     func setSegment(_ index: UInt8, _ value: Segment) {
         segment(index).pointee = value
         updateMode()

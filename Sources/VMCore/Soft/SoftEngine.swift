@@ -67,6 +67,8 @@ public final class SoftEngine: Engine {
         core.s.undefinedFlags = model.undefinedFlags
         core.s.mxcsrMask = model.mxcsrMask ?? (core.s.cpuid.pointee.isAMD ? 0x2_FFFF : 0xFFFF)
         core.s.halvesSysenter = model.halvesSysenter
+        core.s.faultsSetResume = model.faultsSetResume
+        core.s.transfersSetAccessed = model.transfersSetAccessed
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
             && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)
@@ -526,7 +528,7 @@ public final class SoftEngine: Engine {
         r.control.cr8 = s.cr8
         r.control.efer = s.efer
         r.control.xcr0 = 1
-        r.makeNullStackCanonical()
+        r.makeNullSegmentsCanonical()
         return r
     }
 
@@ -566,6 +568,10 @@ public final class SoftEngine: Engine {
 
     /// Somebody else wrote to a page.
     func noteForeignWrite(_ page: Int) { core.noteWrite(page, 0, pageSize) }
+
+    public func noteReplacedPage(_ page: Int) {
+        if core.s.codeLines[page] != 0 { core.dropCode(page: page, lines: .max) }
+    }
 
     // MARK: Kicks
 
