@@ -56,7 +56,8 @@ struct Output: CustomStringConvertible {
     var timedOut = false
     var stdout = Data()
     var stderr = Data()
-    /// The most memory the process had, in bytes. An upper bound: the kernel counts the parent's at the fork.
+    /// The most memory the process had, in bytes: exact where it is more than the test process ever had, otherwise the
+    /// last peak that was seen, at most some hundredths of a second before its end.
     var peakMemory = 0
     var seconds = 0.0
 
