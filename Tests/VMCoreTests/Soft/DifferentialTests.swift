@@ -7,10 +7,7 @@ import VMCore
 /// Generated cases on the processor itself, in a KVM guest at CPL 3, and in the soft engine.
 ///
 /// Where KVM emulates user mode as well, that emulation is what the soft engine is compared with.
-/// They run in `make differential`.
-@Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here"), .serialized,
-       .enabled(if: ProcessInfo.processInfo.environment["VMRR_DIFFERENTIAL"] != nil, "SKIPPED: make differential runs it"))
-struct DifferentialTests {
+@Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here"), .serialized) struct DifferentialTests {
     /// Cases of each mode; `make differential` asks for more.
     private static let count = ProcessInfo.processInfo.environment["VMRR_DIFFERENTIAL"].flatMap { Int($0) } ?? 5_000
     private static let seed = ProcessInfo.processInfo.environment["VMRR_SEED"].flatMap { UInt64($0) } ?? 1
