@@ -31,11 +31,14 @@ final class LockStepEngine: Engine {
             if stop == .window, isInterruptible { return .window }
             last = try subject.registers()
             var arrival = try reference.enter(until: .step)
-            // A repeated string instruction comes back between iterations.
-            while case .debug = arrival, try reference.registers().linearRIP == last.linearRIP,
-                  try subject.registers().linearRIP == last.linearRIP, try isRepeated(last) {
+            // A repeated string instruction comes back between iterations, by itself or for a kick: the subject takes it
+            // whole, so it is brought to its end, and a kick within it is one after it.
+            var isKicked = false
+            while try isBetweenIterations(arrival) {
+                if case .kicked = arrival { isKicked = true }
                 arrival = try reference.enter(until: .step)
             }
+            if isKicked, case .debug = arrival { arrival = .kicked }
             // A kick comes before the step or after it.
             if case .kicked = arrival, try reference.registers() == last { return arrival }
             steps += 1
@@ -56,6 +59,18 @@ final class LockStepEngine: Engine {
                 if stop == .step { return .debug }
                 if case .breakpoint(let address) = stop, try registers().linearRIP == address { return .debug }
             }
+        }
+    }
+
+    private func isBetweenIterations(_ arrival: Arrival) throws(HostError) -> Bool {
+        let now = try reference.registers()
+        guard now.linearRIP == last.linearRIP else { return false }
+        switch arrival {
+        case .debug: return try isRepeated(last)
+        case .kicked:
+            guard now != last else { return false }
+            return try isRepeated(last)
+        default: return false
         }
     }
 
