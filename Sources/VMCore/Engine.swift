@@ -55,7 +55,7 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// As in `CPUModel`.
     public var mxcsrMask: UInt32?
     public var halvesSysenter = false
-    public var faultsSetResume = true
+    public var faultsWithoutResume: UInt32 = 0
     public var transfersSetAccessed = true
 
     public init() {}
@@ -75,7 +75,7 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try flag(.halvesSysenter)
-        faultsSetResume = try values.decodeIfPresent(Bool.self, forKey: .faultsSetResume) ?? true
+        faultsWithoutResume = try values.decodeIfPresent(UInt32.self, forKey: .faultsWithoutResume) ?? 0
         transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
     }
 

@@ -40,7 +40,7 @@ public enum EngineHost: Sendable {
         model.undefinedFlags = capabilities.undefinedFlags
         model.mxcsrMask = capabilities.mxcsrMask
         model.halvesSysenter = capabilities.halvesSysenter
-        model.faultsSetResume = capabilities.faultsSetResume
+        model.faultsWithoutResume = capabilities.faultsWithoutResume
         model.transfersSetAccessed = capabilities.transfersSetAccessed
     }
 

@@ -60,9 +60,9 @@ public struct CPUModel: Codable, Equatable, Sendable {
     public var mxcsrMask: UInt32?
     /// Whether SYSENTER_ESP and SYSENTER_EIP keep their lower halves only, as KVM has it on AMD processors.
     public var halvesSysenter = false
-    /// Whether a fault pushes its flags with RF set, as processors do and QEMU's emulated ones don't. Source: Intel SDM
-    /// Vol. 3B, 18.3.1.1.
-    public var faultsSetResume = true
+    /// The vectors of faults that push their flags without RF, a bit each. Processors set RF with each fault (Intel SDM Vol. 3B,
+    /// 18.3.1.1), QEMU's emulated ones with none; but KVM does with those that it injects itself, such as #UD.
+    public var faultsWithoutResume: UInt32 = 0
     /// Whether far transfers and interrupts set the accessed bits of the descriptors that they load, as processors do and
     /// QEMU's emulated ones don't. Source: Intel SDM Vol. 3A, 3.4.5.1.
     public var transfersSetAccessed = true
@@ -74,7 +74,7 @@ public struct CPUModel: Codable, Equatable, Sendable {
         undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try values.decodeIfPresent(Bool.self, forKey: .halvesSysenter) ?? false
-        faultsSetResume = try values.decodeIfPresent(Bool.self, forKey: .faultsSetResume) ?? true
+        faultsWithoutResume = try values.decodeIfPresent(UInt32.self, forKey: .faultsWithoutResume) ?? 0
         transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
     }
 

@@ -52,7 +52,7 @@ public struct SelfTests {
         found.undefinedFlags = try undefinedFlags()
         found.mxcsrMask = try mxcsrMask()
         found.halvesSysenter = try sysenterIsHalved()
-        found.faultsSetResume = try faultSetsResume()
+        found.faultsWithoutResume = try faultsWithoutResume()
         found.transfersSetAccessed = try transferSetsAccessed()
         return found
     }
@@ -257,12 +257,28 @@ public struct SelfTests {
         return try engine.state().msrs[1] == 0x3456_789A
     }
 
-    /// Whether the flags that a fault at CPL 3 pushes have RF set. Where that can't be seen it counts as set.
-    private func faultSetsResume() throws(HostError) -> Bool {
-        // UD2. The handler: MOV EAX, [RSP + 16]; OUT port, EAX
-        let engine = try machine([0x0F, 0x0B], .long(user: true), handler: [0x8B, 0x44, 0x24, 0x10, 0xE7, Self.port])
-        guard case .exit(.portWrite, let flags) = see(engine, .none) else { return true }
-        return flags & RFlags.resume != 0
+    /// The faults at CPL 3 whose pushed flags lack RF. Those that aren't tried are as #DE is; where RF can't be seen it counts
+    /// as set.
+    private func faultsWithoutResume() throws(HostError) -> UInt32 {
+        // The handlers: MOV EAX, [RSP + 16], or 24 behind an error code; OUT port, EAX
+        func lacksResume(_ code: [UInt8], hasErrorCode: Bool) throws(HostError) -> Bool {
+            let engine = try machine(code, .long(user: true),
+                                     handler: [0x8B, 0x44, 0x24, hasErrorCode ? 24 : 16, 0xE7, Self.port])
+            guard case .exit(.portWrite, let flags) = see(engine, .none) else { return false }
+            return flags & RFlags.resume == 0
+        }
+        // XOR ECX, ECX; DIV ECX
+        var found: UInt32 = try lacksResume([0x31, 0xC9, 0xF7, 0xF1], hasErrorCode: false) ? .max : 0
+        let tried: [(vector: UInt8, code: [UInt8], hasErrorCode: Bool)] = [
+            (6, [0x0F, 0x0B], false),  // UD2
+            (13, [0xF4], true),  // HLT
+            (14, [0xA0, 0, 0, 0x40, 0, 0, 0, 0, 0], true),  // MOV AL, [0x400000], which isn't mapped
+        ]
+        for fault in tried {
+            let bit: UInt32 = 1 << UInt32(fault.vector)
+            if try lacksResume(fault.code, hasErrorCode: fault.hasErrorCode) { found |= bit } else { found &= ~bit }
+        }
+        return found
     }
 
     /// Whether a far return sets the accessed bit of the code segment's descriptor. Where that can't be seen it counts as

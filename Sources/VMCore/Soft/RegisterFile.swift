@@ -129,7 +129,7 @@ struct RegisterFile {
     var undefinedFlags = UndefinedFlags()
     var mxcsrMask: UInt32 = 0xFFFF
     var halvesSysenter = false
-    var faultsSetResume = true
+    var faultsWithoutResume: UInt32 = 0
     var transfersSetAccessed = true
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.

@@ -67,7 +67,7 @@ public final class SoftEngine: Engine {
         core.s.undefinedFlags = model.undefinedFlags
         core.s.mxcsrMask = model.mxcsrMask ?? (core.s.cpuid.pointee.isAMD ? 0x2_FFFF : 0xFFFF)
         core.s.halvesSysenter = model.halvesSysenter
-        core.s.faultsSetResume = model.faultsSetResume
+        core.s.faultsWithoutResume = model.faultsWithoutResume
         core.s.transfersSetAccessed = model.transfersSetAccessed
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)

@@ -32,6 +32,23 @@ import VMCore
         #expect(try #require(engine.retired) > InstructionCount(1000))
     }
 
+    /// A timeline goes back by replacing pages: code that was executed before isn't executed again in its old form.
+    @Test func codeInAReplacedPageIsDecodedAnew() throws {
+        let machine = try SoftMachine(SoftMachine.report(1))
+        let engine = machine.engine
+        let start = try engine.state()
+        let log = try WriteLog(engine: engine), restorer = try log.follow()
+        #expect(try machine.report() == 1)
+        let code = GuestPhysicalAddress(SoftMachine.start)
+        var page = try #require(engine.memory.read(code, count: pageSize))
+        page.replaceSubrange(0..<4, with: SoftMachine.report(2))
+        withExtendedLifetime(log) {
+            page.withUnsafeBytes { restorer.setPages([(Int(SoftMachine.start) / pageSize, $0)]) }
+        }
+        try engine.setState(start)
+        #expect(try machine.report() == 2)
+    }
+
     @Test func aRepeatedStringInstructionIsOne() throws {
         // MOV CX, 5000; MOV DI, 0x2000; REP STOSB; report
         let machine = try SoftMachine([0xB9, 0x88, 0x13, 0xBF, 0x00, 0x20, 0xF3, 0xAA] + SoftMachine.report(1))
