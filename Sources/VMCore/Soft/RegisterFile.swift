@@ -129,6 +129,9 @@ struct RegisterFile {
     var undefinedFlags = UndefinedFlags()
     var mxcsrMask: UInt32 = 0xFFFF
     var halvesSysenter = false
+    /// Whether RDTSC and RDTSCP return the instructions retired and `counterOffset`; else they are exits.
+    var countsTimestamps = false
+    var counterOffset: UInt64 = 0
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)
