@@ -72,6 +72,16 @@ tsc_word: .asciz "tsc"
     OUTB 0x43, 0x34                     // PIT channel 0, mode 2; its interrupt stays masked
     OUTB 0x40, PIT_DIVISOR & 0xFF
     OUTB 0x40, PIT_DIVISOR >> 8
+    // A count is loaded with the timer's next pulse, up to 838 ns later, and can't be read before: three ticks of the PM
+    // timer, and one that has begun. Source: Intel 8254 data sheet, mode definitions.
+    movw $PM_TIMER, %dx
+    inl %dx, %eax
+    movl %eax, %ecx
+1:  inl %dx, %eax
+    subl %ecx, %eax
+    andl $0xFFFFFF, %eax
+    cmpl $4, %eax
+    jb 1b
     inb $0x61, %al                      // gate of counter 2 and speaker off
     andb $0xFC, %al
     outb %al, $0x61

@@ -9,6 +9,8 @@ public struct RunResult: Sendable {
     public var digests: MachineDigests?
     public var seconds: Double
     public var latency: TraceEnding.Latency
+    /// What the guest has executed; nil where the engine can't count.
+    public var instructions: InstructionCount?
     // Of recordings only:
     public var events: UInt64 = 0
     public var interrupts = InterruptCounts()
@@ -42,6 +44,7 @@ public func run(_ configuration: MachineConfiguration, on host: EngineHost, opti
 
 /// Runs a machine from where it stands, without recording it.
 public func run(_ built: BuiltMachine, options: RunOptions) throws -> RunResult {
+    built.keepCounter(with: options.live.clock)
     let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
     defer { serial.restoreTerminal() }
     let live = LiveEnvironment(platform: built.platform, serial: serial, engine: built.engine, options: options.live)
@@ -50,7 +53,7 @@ public func run(_ built: BuiltMachine, options: RunOptions) throws -> RunResult 
     let machine = Machine(engine: built.engine, environment: live, exit: built.exit)
     let ending = try endingOf(machine)
     return RunResult(ending: ending, exits: machine.exit.rawValue, digests: nil, seconds: live.elapsed.seconds,
-                     latency: .init(live.latency.all))
+                     latency: .init(live.latency.all), instructions: built.engine.retired)
 }
 
 /// Runs a machine to its end; what the host can't do is an ending too.
@@ -95,6 +98,7 @@ public struct Recording {
 
     /// Records a machine from where it stands.
     public func record(_ built: BuiltMachine, options: RunOptions) throws -> RunResult {
+        built.keepCounter(with: options.live.clock)
         built.notices.forEach(options.notice)
         let description = describe(built, options)
         let serial = try SerialPort(options.serial, console: options.consoleDescriptor)
@@ -199,7 +203,7 @@ public struct Recording {
             digests = nil
         }
         return RunResult(ending: result, exits: writer.exits.rawValue, digests: digests, seconds: wall.seconds,
-                         latency: end.latency, events: writer.events, interrupts: environment.interrupts,
+                         latency: end.latency, instructions: machine.engine.retired, events: writer.events, interrupts: environment.interrupts,
                          rawBytes: writer.rawBytes, fileBytes: writer.fileBytes, checkpoints: spacing)
     }
 }

@@ -83,7 +83,11 @@ public final class RecordingEnvironment: Environment {
         case .nmi:
             try record(vector: 2, isNMI: true, at: point, of: machine)
         case .taskPriority(let value):
-            try writer.append(EventIdentity(kind: .registerWrite, size: 8, address: 8), value: UInt64(value))
+            try writer.append(EventIdentity(kind: .registerWrite, size: 8, address: EventIdentity.taskPriorityRegister),
+                              value: UInt64(value))
+        case .timestampCounter(let value):
+            try writer.append(EventIdentity(kind: .registerWrite, size: 8, address: EventIdentity.timestampRegister),
+                              value: value)
         case .memoryWrite(let address, let bytes):
             try bytes.withUnsafeBytes {
                 try writer.append(EventIdentity(kind: .memoryWrite, size: 1, count: UInt32($0.count),

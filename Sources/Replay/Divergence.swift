@@ -38,7 +38,8 @@ extension EventIdentity {
         case .nmiAtExit: return "NMI at the exit"
         case .nmiAtAnchor: return "NMI between exits"
         case .memoryWrite: return "memory write \(hex(address)), \(count) bytes"
-        case .registerWrite: return "CR\(address) set"
+        case .registerWrite:
+            return address == Self.timestampRegister ? "timestamp counter set" : "CR\(address) set"
         case .registerCheck: return "register digest"
         case .time: return "time"
         case .deviceTime: return "device time"

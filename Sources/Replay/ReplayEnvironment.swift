@@ -277,10 +277,15 @@ public final class ReplayEnvironment: Environment {
         case .memoryWrite:
             return try enter(.memoryWrite(.init(event.identity.address), Array(event.payload ?? [])), machine)
         case .registerWrite:
-            guard event.identity.address == 8, event.value < 16 else {
-                throw TraceError.corrupt(what: "a write to CR\(event.identity.address)", place: "exit \(last.rawValue)")
+            switch (event.identity.address, event.value) {
+            case (EventIdentity.taskPriorityRegister, 0..<16):
+                return try enter(.taskPriority(UInt8(event.value)), machine)
+            case (EventIdentity.timestampRegister, _):
+                guard machine.engine.canCountTimestamps else { throw HostError.needsSoftEngine(event.identity.text) }
+                return try enter(.timestampCounter(event.value), machine)
+            default:
+                throw TraceError.corrupt(what: "\(event.identity.text) to \(event.value)", place: "exit \(last.rawValue)")
             }
-            return try enter(.taskPriority(UInt8(event.value)), machine)
         default:
             throw TraceError.corrupt(what: "an event of kind \(kind)", place: "exit \(last.rawValue)")
         }

@@ -153,6 +153,10 @@ public protocol Engine: AnyObject {
     /// Of these, the ones since the last exit was finished, or since a state was set. May be set, where a state doesn't
     /// lie right after an exit.
     var retiredSinceExit: InstructionCount? { get set }
+    /// Whether the engine can count the timestamp counter by itself: one an instruction.
+    var canCountTimestamps: Bool { get }
+    /// The counter at the next instruction where the engine counts it; nil where each RDTSC and RDTSCP is an exit.
+    var timestampCounter: UInt64? { get set }
     /// Something that kicks the guest from any thread.
     var kicker: Kicker { get }
 }
@@ -163,6 +167,11 @@ extension Engine {
     public func armKick(atInstruction count: InstructionCount?) {}
     public var retired: InstructionCount? { nil }
     public var retiredSinceExit: InstructionCount? {
+        get { nil }
+        set {}
+    }
+    public var canCountTimestamps: Bool { false }
+    public var timestampCounter: UInt64? {
         get { nil }
         set {}
     }

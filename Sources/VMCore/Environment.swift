@@ -31,6 +31,8 @@ public enum Entry {
     case interrupt(UInt8)
     case nmi
     case taskPriority(UInt8)
+    /// From here on the engine counts the timestamp counter.
+    case timestampCounter(UInt64)
     case memoryWrite(GuestPhysicalAddress, [UInt8])
     case stop(Ending)
 }

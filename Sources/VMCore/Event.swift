@@ -26,7 +26,8 @@ public enum EventKind: UInt8, CaseIterable, Codable, Sendable {
     case nmiAtAnchor = 20
     /// The monitor wrote the payload to guest memory at `address` (a physical address).
     case memoryWrite = 21
-    /// The monitor changed a control register: `address` names it (8: CR8), `value` is the new content.
+    /// The monitor changed a register: `address` names it (8: CR8; 0x10: the timestamp counter, IA32_TSC), `value` is the
+    /// new content. A counter that was set is counted from there on: its reads are no exits any more.
     case registerWrite = 22
 
     // Annotations: nothing enters the guest.
@@ -75,6 +76,9 @@ public struct EventIdentity: Hashable, Sendable {
     }
 
     public static let faulted: UInt8 = 1
+    /// Addresses of `registerWrite`.
+    public static let taskPriorityRegister: UInt64 = 8
+    public static let timestampRegister: UInt64 = 0x10
 }
 
 /// A point between two exits at which an interrupt entered.

@@ -121,6 +121,7 @@ public final class Machine {
                 try engine.queueNMI()
                 if point == .landed { point = .between }
             case .taskPriority(let value): engine.taskPriority = value
+            case .timestampCounter(let value): engine.timestampCounter = value
             case .memoryWrite(let address, let bytes): engine.memory.write(bytes, at: address)
             case .land(let anchor):
                 guard point != .midInstruction else {

@@ -71,6 +71,13 @@ public struct BuiltMachine {
     }
 }
 
+extension BuiltMachine {
+    /// Has the engine go on counting the timestamp counter only where that is machine time.
+    public func keepCounter(with clock: MachineClock.Source) {
+        if !clock.isCounter { engine.timestampCounter = nil }
+    }
+}
+
 extension MachineConfiguration {
     /// Makes memory, loads the image, makes the engine.
     ///

@@ -214,6 +214,7 @@ struct RecordCommand: ParsableCommand {
             "trace": JSON(path), "saved": .array(saved.map { .string($0) }), "runs": JSON(runs),
             "engine": .string(engine.rawValue),
             "exits": JSON(result.exits), "events": JSON(result.events),
+            "instructions": JSON(result.instructions?.rawValue),
             "interrupts": interruptsJSON(result.interrupts),
             "raw_bytes": JSON(result.rawBytes), "file_bytes": JSON(result.fileBytes),
             "checkpoints_spread_to_ns": JSON(result.checkpoints.spreadTo?.rawValue),

@@ -40,7 +40,8 @@ struct RunCommand: ParsableCommand {
 
     private func report(_ result: RunResult, _ engine: EngineKind) -> JSON {
         [
-            "engine": .string(engine.rawValue), "exits": JSON(result.exits), "ended": .string(result.ending.name),
+            "engine": .string(engine.rawValue), "exits": JSON(result.exits),
+            "instructions": JSON(result.instructions?.rawValue), "ended": .string(result.ending.name),
             "guest_status": JSON(result.ending.guestStatus), "seconds": .number(result.seconds),
         ]
     }

@@ -150,7 +150,7 @@ extension CPUState {
         list.append(RegisterField("dr6", debug.dr6, digits: 8, RegisterText.bits(debug.dr6, RegisterText.dr6)))
         list.append(RegisterField("dr7", debug.dr7, digits: 8))
         list += zip(Vocabulary.msrNames, msrs).map { RegisterField($0, $1) }
-        return list + floatingPointFields + eventFields
+        return list + floatingPointFields + eventFields + (timestampCounter.map { [RegisterField("tsc", $0)] } ?? [])
     }
 
     private var floatingPointFields: [RegisterField] {

@@ -178,7 +178,7 @@ public struct CoreRegisters: Equatable, Sendable {
     }
 }
 
-/// The complete architectural state of one vCPU, the same in every engine. The timestamp counter is no part of it.
+/// The complete architectural state of one vCPU, the same in every engine.
 @dynamicMemberLookup
 public struct CPUState: Equatable, Sendable {
     public var core = CoreRegisters()
@@ -187,6 +187,8 @@ public struct CPUState: Equatable, Sendable {
     /// Values of `CPUState.msrIndices`, in that order.
     public var msrs = [UInt64](repeating: 0, count: CPUState.msrIndices.count)
     public var events = EventState()
+    /// The timestamp counter where the engine counts it; nil where each read of it is an exit, or can't be recorded.
+    public var timestampCounter: UInt64?
 
     /// The MSRs that are state of the vCPU and that guests reach without the monitor, EFER and the segment bases aside.
     public static let msrIndices: [UInt32] = [

@@ -155,23 +155,32 @@ private struct Decoder: FieldVisitor {
 
 extension CPUState {
     private static let encodingVersion: UInt8 = 1
+    /// With the timestamp counter behind all else.
+    private static let encodingVersionWithCounter: UInt8 = 2
 
     /// The state as bytes, the same for equal states.
     public func encoded() -> [UInt8] {
         var encoder = Encoder()
         encoder.output.reserveCapacity(1200)
-        encoder.output.append(Self.encodingVersion)
+        encoder.output.append(timestampCounter == nil ? Self.encodingVersion : Self.encodingVersionWithCounter)
         var copy = self
         encoder.visit(&copy)
+        if var counter = timestampCounter { encoder.field(&counter) }
         return encoder.output
     }
 
     /// Nil when the bytes aren't a state that `encoded` could have made.
     public init?(encoded: [UInt8]) {
-        guard encoded.first == Self.encodingVersion else { return nil }
+        let hasCounter = encoded.first == Self.encodingVersionWithCounter
+        guard hasCounter || encoded.first == Self.encodingVersion else { return nil }
         self.init()
         var decoder = Decoder(input: encoded.dropFirst())
         decoder.visit(&self)
+        if hasCounter {
+            var counter: UInt64 = 0
+            decoder.field(&counter)
+            timestampCounter = counter
+        }
         guard !decoder.failed, decoder.input.isEmpty else { return nil }
     }
 

@@ -418,6 +418,7 @@ public final class KVMEngine: Engine {
     }
 
     public func setState(_ state: CPUState) throws(HostError) {
+        guard state.timestampCounter == nil else { throw .needsSoftEngine("a timestamp counter that counts instructions") }
         // An unfinished instruction would be finished on top of the new state.
         while try settle() != nil {}
         mayHaveQueuedEvent = true

@@ -50,6 +50,9 @@ public final class LiveEnvironment: Environment {
     /// Does what the user asks of the monitor while the guest runs, and says what came of it.
     public var perform: (MonitorCommand) throws -> String = { _ in "nothing is recorded: this is vmrr run" }
 
+    /// Whether the engine is to be given the timestamp counter: after the guest's first look at it, and where time went by
+    /// without an instruction.
+    private var counterIsDue = false
     private var nextDue: Nanoseconds?
     /// A moment at which someone else wants to be asked.
     private var attention: Nanoseconds?
@@ -89,9 +92,11 @@ public final class LiveEnvironment: Environment {
     /// Machine time goes on from the devices' own: 0 at power-on, more where a recorded run goes live.
     public init(platform: Platform, serial: SerialPort, engine: any Engine, options: LiveOptions) {
         isExact = engine.retired != nil
-        clock = MachineClock(isExact ? options.clock : .host, now: platform.time, engine: engine)
+        // A counter that counts on is machine time, and newer than the devices'.
+        let start = max(platform.time, Nanoseconds(engine.timestampCounter ?? 0))
+        clock = MachineClock(isExact ? options.clock : .host, now: start, engine: engine)
         entropy = SeededGenerator(seed: clock.source == .host ? .random(in: 0 ... .max) : 0)
-        lastExit = platform.time
+        lastExit = start
         self.platform = platform
         self.serial = serial
         self.engine = engine
@@ -134,7 +139,9 @@ public final class LiveEnvironment: Environment {
             give(.time(now))
         }
         switch exit.identity.kind {
-        case .timestamp: exit.value = now.rawValue  // a counter at 1 GHz
+        case .timestamp:
+            exit.value = now.rawValue  // a counter at 1 GHz
+            if clock.source.isCounter, engine.canCountTimestamps, engine.timestampCounter == nil { counterIsDue = true }
         case .random: exit.value = entropy.next()
         case .shutdown: tripleFault = true
         default:
@@ -222,7 +229,7 @@ public final class LiveEnvironment: Environment {
     public var wantsEntry: Bool {
         // The engine is asked first: an argument made by a call would have the interrupt controllers copied before it.
         let taskPriority = engine.taskPriority
-        return platform.isHalted || endIsDue || request != nil || tripleFault || panic.isOver
+        return platform.isHalted || endIsDue || counterIsDue || request != nil || tripleFault || panic.isOver
             || platform.needsProcessor(taskPriority: taskPriority)
     }
 
@@ -235,6 +242,10 @@ public final class LiveEnvironment: Environment {
             platform.interrupts.tpr = engine.taskPriority << 4
         }
         while true {
+            if counterIsDue {
+                counterIsDue = false
+                return .timestampCounter(self.now.rawValue)
+            }
             let now = now
             let due = min(nextDue ?? now, now)
             deliverInput(at: now)
@@ -264,6 +275,7 @@ public final class LiveEnvironment: Environment {
             serial.wait(until: earliest(due.map { clock.hostMoment($0) }, deadline))
         } else if let due {
             clock.skip(to: due, engine)
+            counterIsDue = engine.timestampCounter != nil
         } else {
             serial.wait(until: deadline)
         }

@@ -7,6 +7,9 @@ public struct MachineClock {
         case host
         /// So many millions of instructions are a second: only with an engine that counts them.
         case instructions(millionsPerSecond: UInt64)
+
+        /// Whether a timestamp counter at 1 GHz counts instructions.
+        public var isCounter: Bool { self == .instructions(millionsPerSecond: 1000) }
     }
 
     /// One nanosecond each: about what a processor of some years ago takes.

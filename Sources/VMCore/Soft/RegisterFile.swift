@@ -131,6 +131,9 @@ struct RegisterFile {
     var halvesSysenter = false
     var faultsWithoutResume: UInt32 = 0
     var transfersSetAccessed = true
+    /// Whether RDTSC and RDTSCP return the instructions retired and `counterOffset`; else they are exits.
+    var countsTimestamps = false
+    var counterOffset: UInt64 = 0
     let floatingPoint = FloatingPointFile()
     /// What the last `unsupported` trap is about.
     var unsupportedBytes: (UInt64, UInt64) = (0, 0)

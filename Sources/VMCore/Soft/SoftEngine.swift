@@ -108,6 +108,17 @@ public final class SoftEngine: Engine {
         set { countAtExit = core.s.retired &- (newValue?.rawValue ?? 0) }
     }
 
+    /// The port reads that stand for RDTSC and RDTSCP are exits in every engine.
+    public var canCountTimestamps: Bool { !trapsTimestamps }
+
+    public var timestampCounter: UInt64? {
+        get { core.s.countsTimestamps ? core.s.retired &+ core.s.counterOffset : nil }
+        set {
+            core.s.countsTimestamps = newValue != nil
+            core.s.counterOffset = (newValue ?? 0) &- core.s.retired
+        }
+    }
+
     // MARK: Running
 
     public func enter(until stop: StopCondition) throws(HostError) -> Arrival {
@@ -421,6 +432,7 @@ public final class SoftEngine: Engine {
         state.debug.dr6 = s.dr6
         state.debug.dr7 = s.dr7
         state.msrs = [s.msrs.0, s.msrs.1, s.msrs.2, s.msrs.3, s.msrs.4, s.msrs.5, s.msrs.6, s.msrs.7, s.msrs.8, s.msrs.9]
+        state.timestampCounter = timestampCounter
         state.events.interruptShadow = s.shadow
         state.events.nmiPending = s.nmiPending
         state.events.nmiMasked = s.nmiMasked
@@ -451,6 +463,7 @@ public final class SoftEngine: Engine {
         core.s.dr7 = state.debug.dr7
         let m = state.msrs
         core.s.msrs = (m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], m[8], m[9])
+        timestampCounter = state.timestampCounter
         let e = state.events
         core.s.shadow = e.interruptShadow
         core.s.nmiPending = e.nmiPending

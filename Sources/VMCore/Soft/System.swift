@@ -213,9 +213,11 @@ extension Core {
         setGPR(GPR.rdx, UInt64(entry.edx))
     }
 
-    /// RDTSC (0) or RDTSCP (1): an exit, its answer the counter.
+    /// RDTSC (0) or RDTSCP (1): the instructions before this one, which ends its block; or an exit, its answer the counter.
     func readTimestamp(_ kind: UInt64) throws(Trap) {
-        let value = try answer(PendingExit(kind: .timestamp, size: 8, address: kind, wantsAnswer: true), endsBlock: true)
+        let value = s.countsTimestamps
+            ? s.retired &- 1 &+ s.counterOffset
+            : try answer(PendingExit(kind: .timestamp, size: 8, address: kind, wantsAnswer: true), endsBlock: true)
         setGPR(GPR.rax, value & 0xFFFF_FFFF)
         setGPR(GPR.rdx, value >> 32)
         if kind == 1 { setGPR(GPR.rcx, s.msrs.9 & 0xFFFF_FFFF) }
