@@ -120,15 +120,16 @@ struct ExtentFile {
     }
 }
 
-/// Where contents are that were stored: the latest 64 Ki to 128 Ki of them. One that was forgotten is stored again.
+/// Where contents are that were stored: the latest 64 Ki to 128 Ki of them. One that was forgotten is stored again. Half a
+/// digest finds them, for what is found is compared: an entry of 16 bytes instead of 24 keeps a recorder 3 MiB smaller.
 private struct ContentIndex {
     private static let generation = 1 << 16
-    private var young: [ContentDigest: UInt64] = [:]
-    private var old: [ContentDigest: UInt64] = [:]
+    private var young: [UInt64: UInt64] = [:]
+    private var old: [UInt64: UInt64] = [:]
 
     mutating func slot(of digest: ContentDigest) -> UInt64? {
-        if let slot = young[digest] { return slot }
-        guard let slot = old[digest] else { return nil }
+        if let slot = young[digest.low] { return slot }
+        guard let slot = old[digest.low] else { return nil }
         insert(slot, of: digest)
         return slot
     }
@@ -138,7 +139,7 @@ private struct ContentIndex {
             old = young
             young = [:]
         }
-        young[digest] = slot
+        young[digest.low] = slot
     }
 
     mutating func forget(_ extents: Set<Int64>) {
@@ -149,7 +150,7 @@ private struct ContentIndex {
 
 /// Turns pages into extents, each different content once. Knows no file: it is given a way to read an extent back.
 ///
-/// Memory: at most 8 MiB for the index, and 2 MiB of extents.
+/// Memory: at most 5 MiB for the index, and 2 MiB of extents.
 struct PagePacker {
     private static let cacheBytes = 2 << 20
     private let extentBytes: Int
