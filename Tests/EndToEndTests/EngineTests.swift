@@ -68,6 +68,33 @@ extension EndToEnd {
             #expect(a.digests != b.digests)
         }
 
+        /// The timestamp counter counts instructions: after the guest's first look at it no read is an exit.
+        @Test func readsOfTheTimestampCounterAreNoExits() throws {
+            let options = ["--engine", "soft", "--timestamps", "record", "--rtc", "1000000000"]
+            let guest = Guest.builtIn("clocks", "rounds=200")
+            func count(_ kind: String, in trace: Recorded) throws -> Int {
+                try Vmrr.run(["events", trace.path, "--kind", kind, "--json"]).lines.count { $0.hasPrefix("{") }
+            }
+            let trace = try record(guest, options)
+            #expect(trace.status == 0, "\(trace.output)")
+            #expect(try count("timestamp", in: trace) == 1)
+            #expect(try count("registerWrite", in: trace) >= 1)
+            try replaysTheSame(trace, times: Sizes.replays, engine: "soft")
+            // From a checkpoint, which holds the counter.
+            let verified = try Vmrr.run(["verify", trace.path, "--engine", "soft", "--jobs", "2"])
+            #expect(verified.status == 0, "\(verified)")
+            // With another speed of the clock each read is an exit: RDTSC and RDTSCP in each round.
+            let slow = try record(guest, as: "slow", options + ["--mips", "100"])
+            #expect(try count("timestamp", in: slow) == 400)
+        }
+
+        /// KVM can't give a guest such a counter, and doesn't try.
+        @Test(.needsKVM) func kvmRefusesACounterOfInstructions() throws {
+            let trace = try record(.builtIn("clocks", "rounds=200"), ["--engine", "soft", "--timestamps", "record"])
+            let output = try Vmrr.run(["replay", trace.path, "--engine", "kvm"])
+            #expect(output.status == 69, "\(output)")
+        }
+
         /// KVMs that emulate kernel-mode code lack most of the x87: the soft engine executes it for them.
         @Test(.needsKVM) func kvmGoesOnWhereItCannotEmulate() throws {
             // FNINIT; MOV CX, 100; FLD1; FLD1; FADDP; FISTP WORD [0x500]; LOOP to the first FLD1;

@@ -30,9 +30,11 @@ struct KVM {
         }
     }()
 
-    func timeline(_ path: String) throws -> Timeline {
-        try Timeline(reader: TraceReader(path: path), host: host)
-    }
+    func timeline(_ path: String) throws -> Timeline { try host.timeline(path) }
+}
+
+extension EngineHost {
+    func timeline(_ path: String) throws -> Timeline { try Timeline(reader: TraceReader(path: path), host: self) }
 }
 
 extension Trait where Self == ConditionTrait {
@@ -47,6 +49,8 @@ enum Sizes {
 
     /// Random exits sought in each guest; from 200 on, the random walk takes 500 steps.
     static let seeks = number("VMRR_SEEKS", 12)
+    /// Random positions visited in each guest of the walk over all instructions.
+    static let positions = number("VMRR_POSITIONS", 20)
     static var walk: Int { seeks >= 200 ? 500 : 4 * seeks }
     /// The seed of everything random.
     static let seed = UInt64(number("VMRR_SEED", 2026))
@@ -73,6 +77,11 @@ enum Guests {
     /// Records a guest in this process; the trace has checkpoints every `interval` exits.
     static func record(_ name: String, _ words: String? = nil, interval: UInt64? = nil, to path: String,
                        on kvm: KVM) throws {
+        try record(name, words, interval: interval, to: path, on: kvm.host)
+    }
+
+    static func record(_ name: String, _ words: String? = nil, interval: UInt64? = nil, to path: String,
+                       on host: EngineHost) throws {
         let guest = try #require(BuiltInGuest.named(name))
         var configuration = MachineConfiguration(
             image: guest.guestImage(commandLine: words ?? short[name] ?? ""), memoryBytes: BuiltInGuest.memoryBytes,
@@ -80,15 +89,18 @@ enum Guests {
         configuration.timestamps = guest.timestamps
         var options = RunOptions()
         options.live.deadline = .seconds(30)
+        if host.kind == .soft {
+            options.live.clock = .instructions(millionsPerSecond: MachineClock.defaultMillionsPerSecond)
+        }
         let sink = FileHandle(forWritingAtPath: "/dev/null")!
         options.consoleDescriptor = sink.fileDescriptor
         options.serial = name == "echo"
             ? .script(try SerialScript(parsing: "expect \"ends\" \"hello\\r\"\n+20ms \"quit\\r\"\n")) : .none
         let plain = interval == nil ? path : path + ".plain"
         let recording = Recording(path: plain, guest: name, commandLine: [], version: "test")
-        _ = try recording.record(configuration, on: kvm.host, options: options)
+        _ = try recording.record(configuration, on: host, options: options)
         guard let interval else { return }
-        let timeline = try kvm.timeline(plain)
+        let timeline = try host.timeline(plain)
         try Snapshot(start: .start, checkpointInterval: interval).write(from: timeline, named: name, to: path)
     }
 }

@@ -23,6 +23,17 @@ import VMCore
         }
     }
 
+    /// A counter that the engine counts is part of the state, and one that it doesn't leaves no mark in it.
+    @Test func encodingHoldsTheCounterThatTheEngineCounts() throws {
+        let without = CPUState.reset()
+        var with = without
+        with.timestampCounter = 0x1234_5678_9ABC
+        let encoded = with.encoded()
+        #expect(CPUState(encoded: encoded) == with && with.digest != without.digest)
+        #expect(Array(encoded.dropFirst().dropLast(8)) == Array(without.encoded().dropFirst()))
+        #expect(CPUState(encoded: Array(encoded.dropLast(8))) == nil)
+    }
+
     @Test func everyByteOfTheStateCounts() throws {
         let encoded = CPUState.reset().encoded()
         let digest = CPUState.reset().digest
