@@ -13,9 +13,9 @@ extension EndToEnd {
             try Vmrr.run(["verify", path, "--json"] + more, deadline: 120, sourceLocation: sourceLocation)
         }
 
-        /// A recording of some 5,000 exits with a checkpoint every 100, or fewer where they take too much time.
+        /// A recording of some 11,000 exits with a checkpoint every 100, or fewer where they take too much time: some 30.
         private func checkpointed() throws -> Recorded {
-            let trace = try record(.builtIn("clocks", "rounds=600"), ["--checkpoint-every", "100exits"])
+            let trace = try record(.builtIn("clocks", "rounds=1200"), ["--checkpoint-every", "100exits"])
             #expect(trace.status == 0)
             return trace
         }
