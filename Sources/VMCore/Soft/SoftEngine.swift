@@ -244,7 +244,8 @@ public final class SoftEngine: Engine {
         if steps || core.s.pendingBreakpoints != 0 {
             core.setDebugStatus(core.s.pendingBreakpoints, singleStep: steps)
             core.s.pendingBreakpoints = 0
-            if let arrival = try handle(.exception(Vector.db)) { return arrival }
+            core.s.shadow = 0
+            return try raise(.exception(Vector.db))
         }
         return outgoingExit()
     }
@@ -265,6 +266,8 @@ public final class SoftEngine: Engine {
         case .again: return try stepOnce()
         case .exit:
             pending = .awaitsAnswer
+            // Started over with the answer, the instruction makes its writes again.
+            core.s.outgoingCount = 0
             return .exit(makeExit(core.s.exit))
         case .exception, .nonCanonical:
             core.s.answerCount = 0
@@ -272,14 +275,19 @@ public final class SoftEngine: Engine {
             core.s.shadow = 0
             core.s.watched?.pointee.isOpen = false
             core.s.watched?.pointee.writeCount = 0
-            do throws(Trap) { try core.raise(trap) } catch { return try handle(error) }
-            tellEntry(trap.kind == .nonCanonical ? Vector.gp : trap.vector)
-            return nil
+            return try raise(trap)
         case .shutdown:
             pending = .none
             return .exit(Exit(EventIdentity(kind: .shutdown)))
         case .unsupported: throw lacking()
         }
+    }
+
+    /// Delivers an exception; the writes to devices of the instruction before it, and of the delivery, follow.
+    private func raise(_ trap: Trap) throws(HostError) -> Arrival? {
+        do throws(Trap) { try core.raise(trap) } catch { return try handle(error) }
+        tellEntry(trap.kind == .nonCanonical ? Vector.gp : trap.vector)
+        return outgoingExit()
     }
 
     private func lacking() -> HostError {

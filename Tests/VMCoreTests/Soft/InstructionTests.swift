@@ -184,4 +184,36 @@ import VMCore
         #expect(entered == [0])
         #expect(instructions == 3)
     }
+
+    /// Each write to a device is made once, whatever else the instruction has to ask devices for.
+    @Test func anInstructionThatIsStartedOverWritesOnce() throws {
+        // MOV AX, 0xA000; MOV SS, AX; MOV SP, 0x1000; MOV BP, 0x2000; ENTER 0, 31; report: the stack lies in a device
+        let engine = try SoftMachine([0xB8, 0x00, 0xA0, 0x8E, 0xD0, 0xBC, 0x00, 0x10, 0xBD, 0x00, 0x20, 0xC8, 0x00, 0x00, 0x1F]
+            + SoftMachine.report(1)).engine
+        let writes = try Self.exits(engine).filter { $0.kind == .mmioWrite }.map(\.address)
+        #expect(writes == (0..<32).map { 0xA0FFE - 2 * $0 })
+    }
+
+    /// The debug exception after an instruction doesn't take its write to a device away.
+    @Test func devicesAreWrittenToInSingleSteps() throws {
+        // MOV AX, 0xA000; MOV DS, AX; MOV [0], AL; OUT 0x80, AL; report
+        let machine = try SoftMachine([0xB8, 0x00, 0xA0, 0x8E, 0xD8, 0xA2, 0x00, 0x00, 0xE6, 0x80] + SoftMachine.report(1))
+        machine.handle(1, at: 0x3000, [0xCF])
+        var state = try machine.engine.state()
+        state.general.rflags |= RFlags.trap
+        try machine.engine.setState(state)
+        #expect(try Self.exits(machine.engine).map(\.address) == [0xA0000, 0x80, 0xF4])
+    }
+
+    /// The exits up to the report.
+    private static func exits(_ engine: SoftEngine) throws -> [EventIdentity] {
+        var exits: [EventIdentity] = []
+        engine.armKick(at: hostTime() + .seconds(5))
+        while exits.last?.address != 0xF4 {
+            guard case .exit(let exit) = try engine.enter(until: .none) else { throw SoftMachine.Late() }
+            exits.append(exit.identity)
+            try engine.answer(exit)
+        }
+        return exits
+    }
 }
