@@ -12,6 +12,9 @@ public final class RecordingEnvironment: Environment {
     private var checkIsDue = false
     /// Whether it was asked what enters after the last exit.
     private var hasEntered = false
+    /// Whether the last exit ended in a fault. There engines differ in whether its delivery is still to come, so that nothing is
+    /// compared there: the next exit will do.
+    private var hasFaulted = false
     /// When checkpoints are due, and who takes them. None are taken until `takeCheckpoints` is called.
     private var policy = CheckpointPolicy(.never)
     private var checkpointer: Checkpointer?
@@ -45,6 +48,7 @@ public final class RecordingEnvironment: Environment {
     public func handle(_ exit: inout Exit, number: ExitNumber) throws {
         hasEntered = false
         try live.handle(&exit, number: number)
+        hasFaulted = exit.identity.flags & EventIdentity.faulted != 0
         try recordDeviceInputs()
         if let data = exit.data {
             try writer.append(exit.identity, bytes: UnsafeRawBufferPointer(data))
@@ -64,18 +68,18 @@ public final class RecordingEnvironment: Environment {
 
     public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
         // Before anything else enters: the first time that an exit is asked about.
-        if checkpointIsDue, point == .exit {
+        if checkpointIsDue, point == .exit, !hasFaulted {
             checkpointIsDue = false
             try takeCheckpoint(of: machine)
         }
-        if checkIsDue, point == .exit {
+        if checkIsDue, point == .exit, !hasFaulted {
             checkIsDue = false
             try writer.append(EventIdentity(kind: .registerCheck, size: 8), value: machine.registerDigest())
         }
         let events = writer.events
         let entry = try live.entry(at: point, of: machine)
         try recordDeviceInputs()
-        if case .stop = entry, point == .exit, !hasEntered, writer.events == events { try takeLastCheckpoint(of: machine) }
+        if case .stop = entry, point == .exit, !hasEntered, !hasFaulted, writer.events == events { try takeLastCheckpoint(of: machine) }
         hasEntered = true
         switch entry {
         case .interrupt(let vector):
@@ -220,7 +224,7 @@ public final class RecordingEnvironment: Environment {
             return .step
         }
         let canAnchor = try machine.engine.capabilities.canAnchor(cpl: registers.cpl)
-            && !machine.engine.debugRegistersActive()
+            && !machine.engine.debugRegistersActive() && !machine.engine.mayHaveLostShadow()
             && PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() == nil
         let grace = live.isExact ? Nanoseconds(0) : canAnchor ? Self.endGrace : Self.longEndGrace
         if now - since < grace {

@@ -247,6 +247,7 @@ public final class ReplayEnvironment: Environment {
             }
             return try enter(.nmi, machine)
         case .interruptAtWindow:
+            if point != .exit, try machine.engine.mayHaveLostShadow() { return .step }
             if machine.engine.isInterruptible { return try enter(.interrupt(vector(of: event)), machine) }
             if stepping != nil { return try step(machine, at: point) }
             if machine.engine.capabilities.exactWindow { return .proceedToWindow }

@@ -13,7 +13,7 @@ import VMCore
 //   payload the bytes of strings and memory writes, one after the other
 //
 // Values are grouped by identity: what one register answered stands side by side. The value of an event with a payload
-// is the payload's length.
+// is the payload's length, and that of an event with an anchor the anchor's `general`.
 
 /// What an event carries beside its identity. The raw values are the format's.
 enum EventForm: UInt8 {
@@ -25,7 +25,7 @@ enum EventForm: UInt8 {
 /// An event in memory on its way to the file.
 struct EventRecord {
     var address: UInt64
-    /// The value, or the length of the payload.
+    /// The value, the length of the payload, or what the anchor has of the general registers.
     var value: UInt64
     /// Kind, form, size, flags (a byte each, from bit 0) and count (from bit 32), so that two identities compare and
     /// hash as two words.

@@ -108,6 +108,8 @@ public struct EventCursor: Sendable {
             payload = end
         case .anchor:
             event.anchor = chunk.anchors[anchor]
+            event.anchor?.general = event.value
+            event.value = 0
             anchor += 1
         }
     }

@@ -57,6 +57,11 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     public var halvesSysenter = false
     public var faultsWithoutResume: UInt32 = 0
     public var transfersSetAccessed = true
+    public var unwrittenBySave: UInt8 = 0
+    public var readsBeforeModifying = false
+    /// The instruction after STI loses its protection when the host interrupts the guest before it: see
+    /// `Engine.mayHaveLostShadow`.
+    public var losesInterruptShadow = false
 
     public init() {}
 
@@ -77,6 +82,9 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         halvesSysenter = try flag(.halvesSysenter)
         faultsWithoutResume = try values.decodeIfPresent(UInt32.self, forKey: .faultsWithoutResume) ?? 0
         transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
+        unwrittenBySave = try values.decodeIfPresent(UInt8.self, forKey: .unwrittenBySave) ?? 0
+        readsBeforeModifying = try flag(.readsBeforeModifying)
+        losesInterruptShadow = try flag(.losesInterruptShadow)
     }
 
     /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,
@@ -106,6 +114,12 @@ public protocol Engine: AnyObject {
 
     /// Whether the guest, settled, can take an external interrupt before its next instruction.
     var isInterruptible: Bool { get }
+
+    /// Whether the guest can take an interrupt before its next instruction only because this host forgets that STI holds
+    /// interrupts off for one instruction more. Such a point is no place for anything: no other processor lets an interrupt in
+    /// there, nor does this one the next time. It may be one where the byte before the instruction looks like STI; a step leads
+    /// away from it, to a point like any other.
+    func mayHaveLostShadow() throws(HostError) -> Bool
 
     /// Whether the guest, settled, would take an NMI before its next instruction: none is in service or waits.
     func isReadyForNMI() throws(HostError) -> Bool
@@ -164,6 +178,7 @@ public protocol Engine: AnyObject {
 extension Engine {
     public var assistedInstructions: UInt64 { 0 }
     public func noteReplacedPage(_ page: Int) {}
+    public func mayHaveLostShadow() throws(HostError) -> Bool { false }
     public func armKick(atInstruction count: InstructionCount?) {}
     public var retired: InstructionCount? { nil }
     public var retiredSinceExit: InstructionCount? {

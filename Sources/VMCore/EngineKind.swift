@@ -42,6 +42,8 @@ public enum EngineHost: Sendable {
         model.halvesSysenter = capabilities.halvesSysenter
         model.faultsWithoutResume = capabilities.faultsWithoutResume
         model.transfersSetAccessed = capabilities.transfersSetAccessed
+        model.unwrittenBySave = capabilities.unwrittenBySave
+        model.readsBeforeModifying = capabilities.readsBeforeModifying
     }
 
     /// How guests see time stamps here where nobody says otherwise.

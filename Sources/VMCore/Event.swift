@@ -97,12 +97,16 @@ public struct Anchor: Hashable, Codable, Sendable {
     public var instructions: UInt64
     /// Host time the guest had run since the preceding exit or anchor: a hint for the search, no part of the identity.
     public var elapsed: Nanoseconds
+    /// `GeneralRegisters.sum`, compared before anything else, since most arrivals of a search differ there; 0 where it isn't
+    /// known.
+    public var general: UInt64
 
-    public init(rip: UInt64, registers: UInt64, memory: UInt64, instructions: UInt64, elapsed: Nanoseconds) {
+    public init(rip: UInt64, registers: UInt64, memory: UInt64, instructions: UInt64, elapsed: Nanoseconds, general: UInt64 = 0) {
         self.rip = rip
         self.registers = registers
         self.memory = memory
         self.instructions = instructions
         self.elapsed = elapsed
+        self.general = general
     }
 }

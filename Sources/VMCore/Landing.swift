@@ -181,7 +181,13 @@ struct Landing {
         }
         // Not at each arrival: there may be millions, and asking the clock takes longer than the way between two.
         soft.armKick(at: min(until, hostTime() + Self.attention))
-        defer { soft.armKick(at: nil) }
+        soft.wantedSum = anchor.general
+        soft.passedArrivals = 0
+        defer {
+            soft.armKick(at: nil)
+            soft.wantedSum = 0
+            statistics.arrivals += soft.passedArrivals
+        }
         while true {
             switch try soft.enter(until: .breakpoint(anchor.rip)) {
             case .exit: return nil

@@ -149,7 +149,8 @@ public final class Machine {
     /// Whether the guest stands at an anchor.
     public func isAt(_ anchor: Anchor) throws -> Bool {
         let registers = try engine.registers()
-        guard registers.linearRIP == anchor.rip, registers.digest == anchor.registers else { return false }
+        guard registers.linearRIP == anchor.rip, anchor.general == 0 || registers.general.sum == anchor.general,
+            registers.digest == anchor.registers else { return false }
         return try completeDigest() == anchor.memory
     }
 
@@ -160,7 +161,7 @@ public final class Machine {
     public func anchor(elapsed: Nanoseconds) throws -> Anchor {
         let registers = try engine.registers()
         return Anchor(rip: registers.linearRIP, registers: registers.digest, memory: try completeDigest(),
-                      instructions: instructions?.rawValue ?? 0, elapsed: elapsed)
+                      instructions: instructions?.rawValue ?? 0, elapsed: elapsed, general: registers.general.sum)
     }
 
     /// The digest of the complete processor state and of memory, accessed/dirty bits masked.

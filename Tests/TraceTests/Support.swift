@@ -70,7 +70,8 @@ struct Event: Equatable {
         if kind.isAnchored {
             return Event(identity, anchor: Anchor(
                 rip: 0xFFFF_8000_0000_0000 + random.next() % 0x1000, registers: random.next(), memory: random.next(),
-                instructions: random.next() % 5000, elapsed: Nanoseconds(random.next() % 100_000)))
+                instructions: random.next() % 5000, elapsed: Nanoseconds(random.next() % 100_000),
+                general: random.next()))
         }
         if kind == .memoryWrite || identity.count == 7 {
             return Event(identity, payload: random.bytes(random.below(40)))

@@ -51,6 +51,19 @@ public enum TimestampPolicy: String, Codable, CaseIterable, Sendable {
     case record
 }
 
+/// Bytes of FXSAVE's area that some processors don't write: processors write zeros to those without a meaning, QEMU's
+/// emulated ones nothing. Offsets are those of Intel SDM Vol. 1, 10.5.1.
+public enum UnwrittenBySave {
+    /// Byte 5, behind the tags.
+    public static let tagPadding: UInt8 = 1 << 0
+    /// Bytes 6 and 7: FOP.
+    public static let opcode: UInt8 = 1 << 1
+    /// Bytes 8 to 23: FIP and FDP.
+    public static let pointers: UInt8 = 1 << 2
+    /// The six bytes behind each of the eight registers.
+    public static let registerPadding: UInt8 = 1 << 3
+}
+
 /// The processor that a guest sees: fixed for the life of a trace and stored in it.
 public struct CPUModel: Codable, Equatable, Sendable {
     public var name: String
@@ -66,6 +79,12 @@ public struct CPUModel: Codable, Equatable, Sendable {
     /// Whether far transfers and interrupts set the accessed bits of the descriptors that they load, as processors do and
     /// QEMU's emulated ones don't. Source: Intel SDM Vol. 3A, 3.4.5.1.
     public var transfersSetAccessed = true
+    /// What FXSAVE and XSAVE leave as it was in the part of their area that the x87 has, a bit each: `UnwrittenBySave`.
+    public var unwrittenBySave: UInt8 = 0
+    /// Whether an instruction that modifies memory faults as a read where it can't even read there, before it faults as a
+    /// write: QEMU's emulated processors load and store one after the other. Others make one access that writes. Source for
+    /// the error code: Intel SDM Vol. 3A, 4.7.
+    public var readsBeforeModifying = false
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
@@ -76,6 +95,8 @@ public struct CPUModel: Codable, Equatable, Sendable {
         halvesSysenter = try values.decodeIfPresent(Bool.self, forKey: .halvesSysenter) ?? false
         faultsWithoutResume = try values.decodeIfPresent(UInt32.self, forKey: .faultsWithoutResume) ?? 0
         transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
+        unwrittenBySave = try values.decodeIfPresent(UInt8.self, forKey: .unwrittenBySave) ?? 0
+        readsBeforeModifying = try values.decodeIfPresent(Bool.self, forKey: .readsBeforeModifying) ?? false
     }
 
     /// The names that `--cpu` takes, with what each costs.

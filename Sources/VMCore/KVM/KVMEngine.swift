@@ -365,6 +365,13 @@ public final class KVMEngine: Engine {
 
     public var isInterruptible: Bool { run.pointee.ready_for_interrupt_injection != 0 }
 
+    public func mayHaveLostShadow() throws(HostError) -> Bool {
+        guard capabilities.losesInterruptShadow, isInterruptible else { return false }
+        var before = try registers()
+        before.general.rip &-= 1
+        return PageWalk(memory: memory, state: before).bytes(at: before.linearRIP, count: 1) == [0xFB]
+    }
+
     public func isReadyForNMI() throws(HostError) -> Bool {
         do throws(SystemCallError) {
             let events = isSynced ? ckvm_sync_events(run).pointee : try vcpu.events()

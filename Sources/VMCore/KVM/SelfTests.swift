@@ -54,6 +54,9 @@ public struct SelfTests {
         found.halvesSysenter = try sysenterIsHalved()
         found.faultsWithoutResume = try faultsWithoutResume()
         found.transfersSetAccessed = try transferSetsAccessed()
+        found.unwrittenBySave = try unwrittenBySave()
+        found.readsBeforeModifying = try readsBeforeModifying()
+        found.losesInterruptShadow = try losesInterruptShadow()
         return found
     }
 
@@ -248,6 +251,43 @@ public struct SelfTests {
         return UInt32(truncatingIfNeeded: value)
     }
 
+    /// What FXSAVE at CPL 3 leaves as it was of the x87's part of its area. Where it can't be executed, nothing.
+    private func unwrittenBySave() throws(HostError) -> UInt8 {
+        // FXSAVE [0x9000]
+        let engine = try machine([0x0F, 0xAE, 0x04, 0x25, 0, 0x90, 0, 0] + report(1), .long(user: true))
+        let area = GuestPhysicalAddress(0x9000)
+        engine.memory.write([UInt8](repeating: 0xA5, count: 512), at: area)
+        guard see(engine, .none) == .exit(.portWrite, value: 1) else { return 0 }
+        func isUnwritten(_ range: Range<UInt64>) -> Bool {
+            range.allSatisfy { engine.memory.load(.init(area.rawValue + $0), as: UInt8.self) == 0xA5 }
+        }
+        var found: UInt8 = 0
+        if isUnwritten(5..<6) { found |= UnwrittenBySave.tagPadding }
+        if isUnwritten(6..<8) { found |= UnwrittenBySave.opcode }
+        if isUnwritten(8..<24) { found |= UnwrittenBySave.pointers }
+        if isUnwritten(42..<48) { found |= UnwrittenBySave.registerPadding }
+        return found
+    }
+
+    /// Whether a page fault at CPL 3 of an instruction that modifies memory isn't one of a write. The locked form, too, is
+    /// taken to be so.
+    private func readsBeforeModifying() throws(HostError) -> Bool {
+        // ADD [0x400000], EAX, which isn't mapped; the handler: MOV EAX, [RSP]; OUT port, EAX
+        let engine = try machine([0x01, 0x04, 0x25, 0, 0, 0x40, 0], .long(user: true),
+                                 handler: [0x8B, 0x04, 0x24, 0xE7, Self.port])
+        return see(engine, .none) == .exit(.portWrite, value: 4)
+    }
+
+    /// Whether an interrupt could enter right behind STI when the guest is entered there.
+    private func losesInterruptShadow() throws(HostError) -> Bool {
+        let engine = try machine([0x90, 0x90] + report(1), .long(user: false))
+        var state = try engine.state()
+        state.general.rflags |= RFlags.interrupt
+        state.events.interruptShadow = 1
+        try engine.setState(state)
+        return see(engine, .window) == .window(rip: Self.code)
+    }
+
     /// Whether SYSENTER_ESP loses its upper half.
     private func sysenterIsHalved() throws(HostError) -> Bool {
         let engine = try machine(report(1), .long(user: false))
@@ -389,6 +429,9 @@ public struct SelfTests {
             "is lost: interrupts that come while the kernel has them off wait for an exit with them on")
         add("resume flag", found.resumeFlag, "carries the guest past a breakpoint",
             "isn't honoured: breakpoints are passed by a step")
+        add("interrupt shadow", !found.losesInterruptShadow, "STI holds interrupts off for one instruction more",
+            "forgotten when the host interrupts the guest right behind STI: interrupts that come there wait for one "
+                + "instruction more")
         results.append(SelfTestResult(
             name: "undefined flags", outcome: .works,
             detail: found.undefinedFlags == UndefinedFlags() ? "as AMD's family 19h leaves them" : "not as AMD's family 19h "

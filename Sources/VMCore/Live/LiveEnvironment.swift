@@ -316,6 +316,12 @@ public final class LiveEnvironment: Environment {
     /// Lets the waiting NMI or interrupt in here, or arranges for a better place. Nil when a halted guest can't take it.
     private func place(at point: EntryPoint, of machine: Machine, now: Nanoseconds) throws -> Entry? {
         let since = waitingSince ?? now
+        if point == .window || point == .between, try engine.mayHaveLostShadow() {
+            // Not to be the first window: where the byte before isn't STI that was here.
+            windowRequestedAt = nil
+            graceEnds = now
+            return .step
+        }
         // An NMI that is queued while another is in service enters after the next IRET, which some KVMs notice late.
         let ready = nmiWaits
             ? try options.placement == .immediate || engine.isReadyForNMI() : engine.isInterruptible

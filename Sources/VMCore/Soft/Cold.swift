@@ -269,7 +269,7 @@ extension Core {
     private func exchange16(_ op: Op) throws(Trap) {
         let address = try operandAddress(op, size: 16, writes: true)
         guard address & 15 == 0 else { throw .protection }
-        try checkWritable(address, 16)
+        try checkModifiable(address, 16)
         let low = try load(address, UInt64.self)
         let high = try load(address &+ 8, UInt64.self)
         let equal = low == gpr(GPR.rax) && high == gpr(GPR.rdx)

@@ -78,7 +78,9 @@ extension Core {
     /// Source: Intel SDM Vol. 3B, 18.3.1.1.
     private func pushedFlags(_ vector: UInt8, _ source: EventSource) -> UInt64 {
         let isFault = source == .exception && ![Vector.db, Vector.bp, Vector.of, Vector.df].contains(vector)
-        return isFault && s.faultsWithoutResume >> UInt32(vector & 31) & 1 == 0 ? rflags | Flag.rf : rflags
+        let isMonitors = s.isMonitorsFault
+        s.isMonitorsFault = false
+        return isFault && (isMonitors || s.faultsWithoutResume >> UInt32(vector & 31) & 1 == 0) ? rflags | Flag.rf : rflags
     }
 
     private func deliverLong(_ vector: UInt8, _ code: UInt32?, _ source: EventSource, _ returnTo: UInt64)

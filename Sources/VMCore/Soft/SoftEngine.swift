@@ -69,6 +69,8 @@ public final class SoftEngine: Engine {
         core.s.halvesSysenter = model.halvesSysenter
         core.s.faultsWithoutResume = model.faultsWithoutResume
         core.s.transfersSetAccessed = model.transfersSetAccessed
+        core.s.unwrittenBySave = model.unwrittenBySave
+        core.s.readsBeforeModifying = model.readsBeforeModifying
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
             && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)
@@ -142,7 +144,10 @@ public final class SoftEngine: Engine {
                 kickCount = .max
                 return .kicked
             }
-            if case .breakpoint(let address) = stop, !stands, linearRIP == address { return .debug }
+            if case .breakpoint(let address) = stop, !stands, linearRIP == address {
+                if wantedSum == 0 || core.generalSum == wantedSum { return .debug }
+                passedArrivals += 1
+            }
             let delivered = core.s.queued.kind != .none || hasReadyNMI
             if delivered, let arrival = try deliverQueued() { return arrival }
             // The handler's first instruction is where a step over a delivery ends.
@@ -162,6 +167,11 @@ public final class SoftEngine: Engine {
             stands = false
         }
     }
+
+    /// Arrivals at a breakpoint count only with this `GeneralRegisters.sum`; 0: all of them.
+    public var wantedSum: UInt64 = 0
+    /// Arrivals at breakpoints that didn't count.
+    public internal(set) var passedArrivals = 0
 
     private var linearRIP: UInt64 { (core.s.codeBase &+ core.s.rip) & core.s.linearMask }
 
@@ -392,6 +402,7 @@ public final class SoftEngine: Engine {
             } else {
                 core.s.queued = QueuedEvent()
                 if event.kind == .nmi { core.s.nmiMasked = true }
+                core.s.isMonitorsFault = event.kind == .exception
                 try core.deliver(event.vector, code: event.hasErrorCode ? event.errorCode : nil,
                                  source: event.kind == .exception ? .exception : .external, returnTo: core.s.rip)
             }
@@ -486,6 +497,7 @@ public final class SoftEngine: Engine {
         } else if e.interruptInjected {
             core.s.queued = QueuedEvent(kind: .interrupt, vector: e.interruptVector, soft: e.interruptSoft)
         }
+        core.s.isMonitorsFault = false
         core.s.answerCount = 0
         core.s.answersTaken = 0
         core.s.outgoingCount = 0
@@ -652,6 +664,12 @@ extension EngineCapabilities {
 }
 
 extension Core {
+    /// `GeneralRegisters.sum` of the registers.
+    var generalSum: UInt64 {
+        let g = s.gpr
+        return GeneralRegisters.sum(g.0, g.1, g.2, g.3, g.4, g.5, g.6, g.7, g.8, g.9, g.10, g.11, g.12, g.13, g.14, g.15)
+    }
+
     /// Brings the state back to the instruction that a trap interrupts.
     func trapped(_ trap: Trap) -> Trap {
         guard let block = s.block else { return trap }

@@ -71,7 +71,7 @@ extension Core {
             s.modifyHost = place
             return UnsafeRawPointer(place).loadUnaligned(as: T.self)
         }
-        try checkWritable(linear, T.bytes)
+        try checkModifiable(linear, T.bytes)
         s.modifyHost = nil
         s.modifyAddress = linear
         return try load(linear, T.self)
@@ -117,6 +117,16 @@ extension Core {
         _ = try translate(linear & s.linearMask, .write)
         let last = (linear &+ size &- 1) & s.linearMask
         if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, .write) }
+    }
+
+    /// Whether an operand can be read and then replaced: one access that writes, or with some processors first one that reads.
+    func checkModifiable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
+        if s.readsBeforeModifying {
+            _ = try translate(linear & s.linearMask, .read)
+            let last = (linear &+ size &- 1) & s.linearMask
+            if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, .read) }
+        }
+        try checkWritable(linear, size)
     }
 
     /// The host address of a byte of RAM; nil in a hole.

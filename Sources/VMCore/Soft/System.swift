@@ -253,7 +253,7 @@ extension Core {
             let isCounter = index == 0x10
             value = try answer(PendingExit(kind: isCounter ? .timestamp : .msrRead, size: 8,
                                            address: isCounter ? 2 : UInt64(index), wantsAnswer: true), endsBlock: true)
-            if s.answerFaulted { throw .protection }
+            if s.answerFaulted { throw refused() }
         }
         let result = value ?? 0
         setGPR(GPR.rax, result & 0xFFFF_FFFF)
@@ -267,7 +267,13 @@ extension Core {
         if setMSR(index, value) { return }
         _ = try answer(PendingExit(kind: .msrWrite, size: 8, address: UInt64(index), value: value, wantsAnswer: true),
                        endsBlock: true)
-        if s.answerFaulted { throw .protection }
+        if s.answerFaulted { throw refused() }
+    }
+
+    /// The fault of an access that the monitor refuses.
+    private func refused() -> Trap {
+        s.isMonitorsFault = true
+        return .protection
     }
 
     /// False where the write is the monitor's to answer: an MSR of its own, or a value that the processor refuses.

@@ -84,15 +84,21 @@ extension Core {
 
     private func saveX87(to area: UnsafeMutableRawPointer) {
         let file = s.floatingPoint
-        area.initializeMemory(as: UInt8.self, repeating: 0, count: 24)
         area.storeBytes(of: file.control, toByteOffset: 0, as: UInt16.self)
         area.storeBytes(of: file.status, toByteOffset: 2, as: UInt16.self)
         area.storeBytes(of: file.tags, toByteOffset: 4, as: UInt8.self)
+        clear(UnwrittenBySave.tagPadding, area + 5, 1)
+        clear(UnwrittenBySave.opcode, area + 6, 2)
+        clear(UnwrittenBySave.pointers, area + 8, 16)
         for i in 0..<8 {
             let place = area + 32 + 16 * i
-            place.initializeMemory(as: UInt8.self, repeating: 0, count: 16)
             place.copyMemory(from: file.st(i), byteCount: 10)
+            clear(UnwrittenBySave.registerPadding, place + 10, 6)
         }
+    }
+
+    private func clear(_ part: UInt8, _ place: UnsafeMutableRawPointer, _ bytes: Int) {
+        if s.unwrittenBySave & part == 0 { place.initializeMemory(as: UInt8.self, repeating: 0, count: bytes) }
     }
 
     private func saveSSE(to area: UnsafeMutableRawPointer) {

@@ -205,6 +205,88 @@ import VMCore
         #expect(try Self.exits(machine.engine).map(\.address) == [0xA0000, 0x80, 0xF4])
     }
 
+    /// FXSAVE leaves what the model's processor leaves, and writes zeros to the rest that has no meaning.
+    @Test(arguments: 0..<16 as Range<UInt8>) func savingLeavesWhatTheModelSays(_ unwritten: UInt8) throws {
+        // FXSAVE [0x2000]; report
+        let machine = try SoftMachine([0x0F, 0xAE, 0x06, 0x00, 0x20] + SoftMachine.report(1)) { $0.unwrittenBySave = unwritten }
+        let area = GuestPhysicalAddress(0x2000)
+        machine.engine.memory.write([UInt8](repeating: 0xA5, count: 512), at: area)
+        #expect(try machine.report() == 1)
+        func bytes(_ range: Range<UInt64>) -> Set<UInt8> {
+            Set(range.compactMap { machine.engine.memory.load(.init(area.rawValue + $0), as: UInt8.self) })
+        }
+        #expect(bytes(0..<5) == [0x7F, 0x03, 0, 0, 0])
+        #expect(bytes(5..<6) == [unwritten & 1 != 0 ? 0xA5 : 0])
+        #expect(bytes(6..<8) == [unwritten & 2 != 0 ? 0xA5 : 0])
+        #expect(bytes(8..<24) == [unwritten & 4 != 0 ? 0xA5 : 0])
+        for i in 0..<8 as Range<UInt64> {
+            #expect(bytes(32 + 16 * i..<42 + 16 * i) == [0])
+            #expect(bytes(42 + 16 * i..<48 + 16 * i) == [unwritten & 8 != 0 ? 0xA5 : 0])
+        }
+        #expect(bytes(416..<512) == [0xA5])
+    }
+
+    /// The error code of a page fault says whether the model's processor reads before it writes, where it does both.
+    @Test(arguments: [
+        ([0x01, 0x05], [2, 0]),  // ADD [m], EAX
+        ([0xF0, 0x0F, 0xB1, 0x15], [2, 0]),  // LOCK CMPXCHG [m], EDX
+        ([0x0F, 0xC7, 0x0D], [2, 0]),  // CMPXCHG8B [m]
+        ([0x87, 0x05], [2, 0]),  // XCHG [m], EAX
+        ([0x89, 0x05], [2, 2]),  // MOV [m], EAX
+        ([0x39, 0x05], [0, 0]),  // CMP [m], EAX
+    ] as [([UInt8], [UInt64])])
+    func modifyingFaultsAsTheModelSays(_ code: [UInt8], _ errors: [UInt64]) throws {
+        for (readsFirst, error) in zip([false, true], errors) {
+            // The operand is at 4 MiB, where nothing is mapped. The handler: MOV EAX, [ESP]; OUT 0xF4, EAX
+            let machine = try SoftMachine(code + [0, 0, 0x40, 0]) { $0.readsBeforeModifying = readsFirst }
+            machine.handleProtected(14, at: 0x3000, [0x8B, 0x04, 0x24, 0xE7, 0xF4])
+            try machine.enterProtectedMode()
+            machine.engine.memory.write([0x83, 0, 0, 0], at: .init(0x10000))
+            var state = try machine.engine.state()
+            state.control.cr0 |= 0x8000_0000
+            state.control.cr3 = 0x10000
+            state.control.cr4 |= 0x10  // PSE
+            try machine.engine.setState(state)
+            #expect(try machine.report() == error, "reads first: \(readsFirst)")
+        }
+    }
+
+    /// A fault that the monitor asks for pushes RF, though the model's processor pushes none: a KVM injects it.
+    @Test func aRefusedAccessPushesTheResumeFlag() throws {
+        for (code, pushes) in [([0x0F, 0x32], true), ([0x0F, 0x0B], false)] as [([UInt8], Bool)] {  // RDMSR; UD2
+            // MOV ECX, 0x99999999; the code. The handler: MOV EAX, [ESP + 8], or + 12 behind an error code; OUT 0xF4, EAX
+            let machine = try SoftMachine([0xB9, 0x99, 0x99, 0x99, 0x99] + code) { $0.faultsWithoutResume = .max }
+            try machine.enterProtectedMode()
+            for (vector, offset) in [(6, 8), (13, 12)] as [(UInt8, UInt8)] {
+                machine.handleProtected(vector, at: 0x3000 + 16 * UInt16(vector), [0x8B, 0x44, 0x24, offset, 0xE7, 0xF4])
+            }
+            machine.engine.armKick(at: hostTime() + .seconds(5))
+            var flags: UInt64?
+            while flags == nil {
+                guard case .exit(var exit) = try machine.engine.enter(until: .none) else { throw SoftMachine.Late() }
+                if exit.identity.kind == .portWrite { flags = exit.value }
+                exit.identity.flags |= EventIdentity.faulted
+                try machine.engine.answer(exit)
+            }
+            #expect((flags! & RFlags.resume != 0) == pushes)
+        }
+    }
+
+    /// A search passes arrivals at which the registers differ, and counts them.
+    @Test func arrivalsAreToldByTheSumOfTheRegisters() throws {
+        // INC AX; INC BX; JMP back
+        let engine = try SoftMachine([0x40, 0x43, 0xEB, 0xFC]).engine
+        var wanted = try engine.registers().general
+        (wanted.rax, wanted.rbx) = (1000, 999)
+        engine.wantedSum = wanted.sum
+        engine.armKick(at: hostTime() + .seconds(5))
+        guard case .debug = try engine.enter(until: .breakpoint(SoftMachine.start + 1)) else { throw SoftMachine.Late() }
+        wanted.rip = SoftMachine.start + 1
+        #expect(try engine.registers().general.rax == 1000)
+        #expect(try engine.registers().general.rbx == 999)
+        #expect(engine.passedArrivals == 999)
+    }
+
     /// The exits up to the report.
     private static func exits(_ engine: SoftEngine) throws -> [EventIdentity] {
         var exits: [EventIdentity] = []
