@@ -1,13 +1,15 @@
 // planted: a guest that does the same round again and again, and in one of them something wrong.
 //
-// Parameters: fault=N (which of the faults below), at=R (the round, from 1), rounds=R, hz=N (0: no timer). A round
-// computes, copies, reads and writes ports; all that it touches is the same after each round but `rounds_done` and the
-// stack. The faults are ordinary instructions, so that whoever looks for one has to tell it from its neighbours.
+// Parameters: fault=N (which of the faults below), at=R (the round, from 1), rounds=R, hz=N (0: no timer), user=1 (faults 0
+// to 10 are made at CPL 3; the first 2 MiB are user mode's then). A round computes, copies, reads and writes ports; all that
+// it touches is the same after each round but `rounds_done` and the stack. The faults are ordinary instructions, so that
+// whoever looks for one has to tell it from its neighbours.
 
 #include "../../Sources/Guests/guest.inc"
 
 #define PATTERN     0x600D600D
 #define CONSTANT    0x5A5A5A5A
+#define USER_MODE_STACK (STACK_TOP - 0x800)
 
 GUEST planted, "planted"
     ENTER_LONG_MODE
@@ -15,7 +17,20 @@ GUEST planted, "planted"
     PARAM at, "at", 50
     PARAM rounds, "rounds", 100
     PARAM hz, "hz", 0
-    SET_GATE IRQ_BASE, on_tick
+    PARAM user, "user", 0
+    cmpl $0, A(user)
+    je 1f
+    SET_UP_TSS
+    SET_GATE 6, user_done
+    orl $4, PML4                        // user mode's as well
+    orl $4, PDPT
+    orl $4, PD
+    movq %cr3, %rax
+    movq %rax, %cr3
+    movl $USER_DATA, %eax               // the only data segments, as in GO_TO_USER
+    movl %eax, %ds
+    movl %eax, %es
+1:  SET_GATE IRQ_BASE, on_tick
     movl $PATTERN, A(value)
     movl $PATTERN, A(neighbour)
     movl $CONSTANT, %r12d
@@ -47,7 +62,23 @@ GUEST planted, "planted"
     cmpl $FAULTS, %eax
     jae healthy
     movl A(faults)(, %rax, 4), %eax
+    cmpl $0, A(user)
+    jne as_user
     call *%rax
+    jmp healthy
+as_user:
+    pushq $USER_DATA
+    pushq $USER_MODE_STACK
+    pushq $2
+    pushq $USER_CODE
+    pushq $A(in_user_mode)
+    iretq
+in_user_mode:
+    call *%rax
+    ud2                                 // back to the kernel, on any KVM
+user_done:
+    FROM_USER 8
+    movl $STACK_TOP, %esp
 healthy:
     movb A(rounds_done), %al
     outb %al, $POST
@@ -79,49 +110,60 @@ faults_end:
     .set FAULTS, (faults_end - faults) / 4
 
 fault0:                                 // a stray store
+    LABEL wrong0
     movl $0xBAD, A(value)
     ret
 fault1:                                 // one byte, through a pointer that is off by one
     movl $A(buffer), %ebx
+    LABEL wrong1
     movb $0x77, 16(%rbx)
     ret
 fault2:                                 // a copy that is a byte too long
     movl $A(source), %esi
     movl $A(buffer), %edi
     movl $17, %ecx
+    LABEL wrong2
     rep movsb
     ret
 fault3:                                 // an exchange
     movl $0xBAD, %ebx
+    LABEL wrong3
     xchgl %ebx, A(value)
     ret
 fault4:                                 // an addition
     movl $1, %ebx
+    LABEL wrong4
     lock xaddl %ebx, A(value)
     ret
 fault5:                                 // a push onto the wrong stack
     movq %rsp, %rbx
     movl $A(value) + 8, %esp
+    LABEL wrong5
     pushq $0x55
     movq %rbx, %rsp
     ret
 fault6:                                 // a page becomes read-only
+    LABEL wrong6
     andl $~2, PD + 8 * 5
     ret
 fault7:                                 // a page is mapped elsewhere
+    LABEL wrong7
     movl $0x800083, PD + 8 * 6
     ret
 fault8:                                 // an entry is cleared by a fill
     movl $PD + 8 * 7, %edi
     xorl %eax, %eax
+    LABEL wrong8
     stosq
     ret
 fault9:                                 // a gate leads elsewhere
+    LABEL wrong9
     movw $0x1234, IDT_BASE + 0x80 * 16
     ret
 fault10:                                // compare and exchange
     movl $PATTERN, %eax
     movl $0xBAD, %ebx
+    LABEL wrong10
     lock cmpxchgl %ebx, A(value)
     ret
 fault11:                                // in on_tick
@@ -155,10 +197,12 @@ fault17:                                // the timer's mode
 
     LIBRARY64
 
+    VAR tss, TSS_BYTES
     VAR fault
     VAR at
     VAR rounds
     VAR hz
+    VAR user
     VAR ticks
     VAR rounds_done
     VAR source, 32

@@ -111,6 +111,32 @@ private struct Fault: CustomTestStringConvertible, Sendable {
         try differenceIsNamed(planted, fault.named, good: before, bad: exit)
     }
 
+    /// Faults of user mode, which many KVMs let the processor run by itself: found in the soft engine, whoever recorded.
+    @Test(arguments: EngineKind.allCases, 0...10)
+    func faultsOfUserModeAreFound(recorder: EngineKind, number: Int) throws {
+        let folder = try Folder()
+        let fault = try #require(Fault.all.first { $0.number == number })
+        let planted = try Planted("user=1 fault=\(number) at=\(23 + number)", interval: 50, in: folder,
+                                  recordedBy: recorder, replayedBy: .soft)
+        let expected = try #require(try planted.log { try fault.isDone($0, planted.symbols) })
+        #expect(expected.address == planted.symbols["wrong\(number)"]?.address)
+        let before = expected.position.exit
+
+        var options = Bisection.Options()
+        options.symbols = planted.symbols
+        let question = Bisection.Question.predicate(try planted.predicate(fault.when))
+        let result = try Bisection(planted.timeline(), question: question, options: options).run()
+        #expect(result.first == before.next && result.lastGood == before)
+        #expect(result.instruction?.position == expected.position)
+        #expect(result.instruction?.address == expected.address)
+        #expect(result.contradictions.isEmpty)
+        try writesAreFound(planted, try #require(fault.memory), expected, after: before)
+
+        let timeline = try planted.timeline()
+        try timeline.seek(to: expected.position)
+        #expect(try timeline.state().core.cpl == 3)
+    }
+
     private func writesAreFound(_ planted: Planted, _ memory: String, _ expected: Planted.Found, after: ExitNumber)
         throws
     {

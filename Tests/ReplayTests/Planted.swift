@@ -20,8 +20,13 @@ struct Planted {
     }
 
     /// Records the guest with these words for its command line; the trace has a checkpoint every `interval` exits.
-    init(_ words: String, interval: UInt64, in folder: Folder) throws {
-        kvm = try KVM()
+    init(_ words: String, interval: UInt64, in folder: Folder, recordedBy recorder: EngineKind = .kvm,
+         replayedBy kind: EngineKind = .kvm) throws {
+        var kvm = try KVM()
+        kvm.kind = recorder
+        let recordingHost = kvm.host
+        kvm.kind = kind
+        self.kvm = kvm
         path = folder("planted.vmrr")
         configuration = MachineConfiguration(
             image: .multiboot(Self.image, commandLine: words, modules: []), memoryBytes: 16 << 20,
@@ -46,7 +51,7 @@ struct Planted {
         options.serial = .none
         let recording = Recording(path: path + ".plain", guest: "planted", commandLine: [], version: "test")
         let result = try recording.record(
-            configuration, on: kvm.host, options: options)
+            configuration, on: recordingHost, options: options)
         #expect(result.ending == .debugExit(0), "the guest does its rounds: \(result.ending)")
         let snapshot = Snapshot(start: .start, checkpointInterval: interval)
         let plain = try Timeline(

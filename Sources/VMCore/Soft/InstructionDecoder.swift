@@ -60,7 +60,10 @@ struct InstructionDecoder {
     }
 
     /// Takes the last instruction back.
-    mutating func undo() { count = before }
+    mutating func undo() {
+        count = before
+        left = false
+    }
 
     mutating func emitUndefined(offset: Int, length: Int, protection: Bool) {
         self.length = length

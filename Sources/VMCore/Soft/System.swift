@@ -278,11 +278,13 @@ extension Core {
 
     /// False where the write is the monitor's to answer: an MSR of its own, or a value that the processor refuses.
     private func setMSR(_ index: UInt32, _ value: UInt64) -> Bool {
-        let isCanonical = UInt64(bitPattern: Int64(bitPattern: value << 16) >> 16) == value
+        let canonical = UInt64(bitPattern: Int64(bitPattern: value << 16) >> 16)
+        let isCanonical = canonical == value
         switch index {
         case 0x174: s.msrs.0 = value
-        case 0x175 where isCanonical: s.msrs.1 = s.halvesSysenter ? value & 0xFFFF_FFFF : value
-        case 0x176 where isCanonical: s.msrs.2 = s.halvesSysenter ? value & 0xFFFF_FFFF : value
+        // Made canonical, not refused, as KVM has it for either vendor. Source: Linux, arch/x86/kvm/x86.c, __kvm_set_msr.
+        case 0x175: s.msrs.1 = s.halvesSysenter ? value & 0xFFFF_FFFF : canonical
+        case 0x176: s.msrs.2 = s.halvesSysenter ? value & 0xFFFF_FFFF : canonical
         case 0x277:
             for i in 0..<8 as Range<UInt64> where ![0, 1, 4, 5, 6, 7].contains(value >> (8 * i) & 0xFF) { return false }
             s.msrs.3 = value
@@ -295,7 +297,7 @@ extension Core {
         case 0xC000_0081: s.msrs.4 = value
         case 0xC000_0082 where isCanonical: s.msrs.5 = value
         case 0xC000_0083 where isCanonical: s.msrs.6 = value
-        case 0xC000_0084: s.msrs.7 = value & 0xFFFF_FFFF
+        case 0xC000_0084: s.msrs.7 = value
         case 0xC000_0100 where isCanonical: segment(SegmentIndex.fs).pointee.base = value
         case 0xC000_0101 where isCanonical: segment(SegmentIndex.gs).pointee.base = value
         case 0xC000_0102 where isCanonical: s.msrs.8 = value
@@ -532,9 +534,9 @@ extension Core {
     }
 
     func systemEnter() throws(Trap) {
-        guard isProtected, s.msrs.0 & 0xFFFC != 0 else { throw .protection }
         // AMD processors have it in legacy mode only.
         if isLong, s.cpuid.pointee.isAMD { throw .undefined }
+        guard isProtected, s.msrs.0 & 0xFFFC != 0 else { throw .protection }
         let selector = UInt16(truncatingIfNeeded: s.msrs.0) & 0xFFFC
         s.flags &= ~(Flag.vm | Flag.if | Flag.rf)
         segment(SegmentIndex.cs).pointee = flatCode(selector, dpl: 0, long: isLong)
@@ -546,8 +548,8 @@ extension Core {
     }
 
     func systemExit(_ op: Op) throws(Trap) {
-        guard isProtected, s.cpl == 0, s.msrs.0 & 0xFFFC != 0 else { throw .protection }
         if isLong, s.cpuid.pointee.isAMD { throw .undefined }
+        guard isProtected, s.cpl == 0, s.msrs.0 & 0xFFFC != 0 else { throw .protection }
         let wide = op.pointee.form.size == 3
         let selector = UInt16(truncatingIfNeeded: s.msrs.0) & 0xFFFC
         let (target, pointer) = (gpr(GPR.rdx), gpr(GPR.rcx))

@@ -10,6 +10,14 @@ struct DifferentialRun {
         var description: String { "\(one) — processor and soft engine: " + differences.joined(separator: ", ") }
     }
 
+    /// What a comparison came to.
+    struct Outcome {
+        var disagreements: [Disagreement] = []
+        var compared: [String: Int] = [:]
+        /// Cases that don't count, by instruction: KVM's emulator lacks it, or does it otherwise than processors.
+        var left: [String: Int] = [:]
+    }
+
     /// Instructions that KVM's emulator takes for others, or whose flags it gets wrong.
     /// Source: Linux, arch/x86/kvm/emulate.c: LZCNT and TZCNT are BSR and BSF there, AAM and AAD set flags by AX, and
     /// ENTER pushes as many bytes as the stack's addresses have.
@@ -62,21 +70,24 @@ struct DifferentialRun {
         return try processor.run([one], .compatibility32)[0].vector == .max
     }
 
-    /// Runs cases on both; the disagreements. `isEmulated`: what KVM's emulator lacks (#UD) or does otherwise than
-    /// processors doesn't count.
-    func compare(_ cases: [DifferentialCase], _ mode: DifferentialMachine.Mode, isEmulated: Bool = false) throws -> [Disagreement] {
-        var found: [Disagreement] = []
+    /// Runs cases on both, and adds to what came of others. `isEmulated`: what KVM's emulator lacks (#UD) or does otherwise
+    /// than processors doesn't count.
+    func compare(_ cases: [DifferentialCase], _ mode: DifferentialMachine.Mode, isEmulated: Bool = false,
+                 into outcome: inout Outcome) throws {
         for start in stride(from: 0, to: cases.count, by: DifferentialMachine.batch) {
             let part = Array(cases[start..<min(start + DifferentialMachine.batch, cases.count)])
             let a = try processor.run(part, mode), b = try soft.run(part, mode)
             for (i, one) in part.enumerated() {
                 // KVM's emulator has written what lies before the page that faults.
-                if isEmulated, [6, 14].contains(a[i].vector) || Self.misemulated.contains(one.name) { continue }
+                if isEmulated, [6, 14].contains(a[i].vector) || Self.misemulated.contains(one.name) {
+                    outcome.left[one.name, default: 0] += 1
+                    continue
+                }
+                outcome.compared[one.name, default: 0] += 1
                 let differences = DifferentialComparison.differences(one, a[i], b[i], hidesProtection: hidesProtection)
-                if !differences.isEmpty { found.append(Disagreement(one: one, differences: differences)) }
+                if !differences.isEmpty { outcome.disagreements.append(Disagreement(one: one, differences: differences)) }
             }
         }
-        return found
     }
 
     /// Makes `count` cases from a seed.

@@ -49,6 +49,21 @@ import VMCore
         #expect(try machine.report() == 2)
     }
 
+    /// A branch that lies beyond CS's limit isn't part of the block before it, which ends all the same.
+    @Test func aBlockEndsBeforeABranchBeyondTheLimit() throws {
+        // INC CX; INC CX; JMP to itself, of which only the first byte is within the limit
+        let machine = try SoftMachine([0x41, 0x41, 0xEB, 0xFE])
+        machine.handle(13, at: 0x800, SoftMachine.report(2))
+        var state = try machine.engine.state()
+        state.cs.limit = UInt32(SoftMachine.start) + 2
+        try machine.engine.setState(state)
+        #expect(try machine.report() == 2)
+        let after = try machine.engine.state()
+        #expect(after.general.rcx == state.general.rcx + 2)
+        let pushed = machine.engine.memory.load(.init(after.ss.base + after.general.rsp & 0xFFFF), as: UInt16.self)
+        #expect(pushed.map(UInt64.init) == SoftMachine.start + 2)
+    }
+
     @Test func aRepeatedStringInstructionIsOne() throws {
         // MOV CX, 5000; MOV DI, 0x2000; REP STOSB; report
         let machine = try SoftMachine([0xB9, 0x88, 0x13, 0xBF, 0x00, 0x20, 0xF3, 0xAA] + SoftMachine.report(1))
