@@ -50,11 +50,10 @@ public struct SelfTests {
         if found.stepKernel { found.stepToUser = try stepReachesUser() }
         if found.breakpointKernel { found.resumeFlag = try resumeFlagPasses() }
         found.undefinedFlags = try undefinedFlags()
-        found.mxcsrMask = try mxcsrMask()
+        (found.mxcsrMask, found.unwrittenBySave) = try savedArea()
         found.halvesSysenter = try sysenterIsHalved()
         found.faultsWithoutResume = try faultsWithoutResume()
         found.transfersSetAccessed = try transferSetsAccessed()
-        found.unwrittenBySave = try unwrittenBySave()
         found.readsBeforeModifying = try readsBeforeModifying()
         found.losesInterruptShadow = try losesInterruptShadow()
         return found
@@ -243,30 +242,26 @@ public struct SelfTests {
         return found
     }
 
-    /// What FXSAVE stores at CPL 3 as the bits that MXCSR may have; nil where it stores none.
-    private func mxcsrMask() throws(HostError) -> UInt32? {
-        // FXSAVE [0x9000]; MOV EAX, [0x901C]; OUT port, EAX
-        let code: [UInt8] = [0x0F, 0xAE, 0x04, 0x25, 0, 0x90, 0, 0, 0x8B, 0x04, 0x25, 0x1C, 0x90, 0, 0, 0xE7, Self.port]
-        guard case .exit(.portWrite, let value) = see(try machine(code, .long(user: true)), .none), value != 0 else { return nil }
-        return UInt32(truncatingIfNeeded: value)
-    }
-
-    /// What FXSAVE at CPL 3 leaves as it was of the x87's part of its area. Where it can't be executed, nothing.
-    private func unwrittenBySave() throws(HostError) -> UInt8 {
+    /// What FXSAVE at CPL 3 stores as the bits that MXCSR may have, nil where it stores none, and what it leaves as it was of the
+    /// x87's part of its area: nothing where it can't be executed.
+    private func savedArea() throws(HostError) -> (mxcsrMask: UInt32?, unwritten: UInt8) {
         // FXSAVE [0x9000]
         let engine = try machine([0x0F, 0xAE, 0x04, 0x25, 0, 0x90, 0, 0] + report(1), .long(user: true))
         let area = GuestPhysicalAddress(0x9000)
-        engine.memory.write([UInt8](repeating: 0xA5, count: 512), at: area)
-        guard see(engine, .none) == .exit(.portWrite, value: 1) else { return 0 }
+        // MXCSR_MASK, at byte 28, stays 0.
+        engine.memory.write([UInt8](repeating: 0xA5, count: 24), at: area)
+        engine.memory.write([UInt8](repeating: 0xA5, count: 128), at: area + 32)
+        guard see(engine, .none) == .exit(.portWrite, value: 1) else { return (nil, 0) }
         func isUnwritten(_ range: Range<UInt64>) -> Bool {
-            range.allSatisfy { engine.memory.load(.init(area.rawValue + $0), as: UInt8.self) == 0xA5 }
+            range.allSatisfy { engine.memory.load(area + $0, as: UInt8.self) == 0xA5 }
         }
-        var found: UInt8 = 0
-        if isUnwritten(5..<6) { found |= UnwrittenBySave.tagPadding }
-        if isUnwritten(6..<8) { found |= UnwrittenBySave.opcode }
-        if isUnwritten(8..<24) { found |= UnwrittenBySave.pointers }
-        if isUnwritten(42..<48) { found |= UnwrittenBySave.registerPadding }
-        return found
+        var unwritten: UInt8 = 0
+        if isUnwritten(5..<6) { unwritten |= UnwrittenBySave.tagPadding }
+        if isUnwritten(6..<8) { unwritten |= UnwrittenBySave.opcode }
+        if isUnwritten(8..<24) { unwritten |= UnwrittenBySave.pointers }
+        if isUnwritten(42..<48) { unwritten |= UnwrittenBySave.registerPadding }
+        let mask = engine.memory.load(area + 28, as: UInt32.self) ?? 0
+        return (mask == 0 ? nil : mask, unwritten)
     }
 
     /// Whether a page fault at CPL 3 of an instruction that modifies memory isn't one of a write. The locked form, too, is

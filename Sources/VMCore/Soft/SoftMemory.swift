@@ -113,20 +113,19 @@ extension Core {
     }
 
     /// Whether a store would succeed.
-    func checkWritable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
-        _ = try translate(linear & s.linearMask, .write)
+    func checkWritable(_ linear: UInt64, _ size: UInt64) throws(Trap) { try check(linear, size, .write) }
+
+    /// Whether an access of at most a page would succeed.
+    private func check(_ linear: UInt64, _ size: UInt64, _ access: Access) throws(Trap) {
+        _ = try translate(linear & s.linearMask, access)
         let last = (linear &+ size &- 1) & s.linearMask
-        if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, .write) }
+        if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, access) }
     }
 
     /// Whether an operand can be read and then replaced: one access that writes, or with some processors first one that reads.
     func checkModifiable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
-        if s.readsBeforeModifying {
-            _ = try translate(linear & s.linearMask, .read)
-            let last = (linear &+ size &- 1) & s.linearMask
-            if last & TLB.pageMask != linear & TLB.pageMask { _ = try translate(last & TLB.pageMask, .read) }
-        }
-        try checkWritable(linear, size)
+        if s.readsBeforeModifying { try check(linear, size, .read) }
+        try check(linear, size, .write)
     }
 
     /// The host address of a byte of RAM; nil in a hole.
