@@ -197,7 +197,8 @@ public final class RecordingEnvironment: Environment {
         if kind.isAnchored {
             try writer.append(identity, anchor: anchor(of: machine))
         } else {
-            try writer.append(identity, value: 0)
+            // A byte, so that a replay that finds another window says so there, and not at whatever comes of it.
+            try writer.append(identity, value: kind == .interruptAtWindow ? machine.registerDigest() & 0xFF : 0)
         }
     }
 

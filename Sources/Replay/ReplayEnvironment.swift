@@ -248,7 +248,13 @@ public final class ReplayEnvironment: Environment {
             return try enter(.nmi, machine)
         case .interruptAtWindow:
             if point != .exit, try machine.engine.mayHaveLostShadow() { return .step }
-            if machine.engine.isInterruptible { return try enter(.interrupt(vector(of: event)), machine) }
+            if machine.engine.isInterruptible {
+                guard try event.value == 0 || event.value == machine.registerDigest() & 0xFF else {
+                    throw Divergence(exit: last, expected: Self.text(event),
+                                     actual: "other registers there, at RIP \(hex(try machine.engine.registers().linearRIP))")
+                }
+                return try enter(.interrupt(vector(of: event)), machine)
+            }
             if stepping != nil { return try step(machine, at: point) }
             if machine.engine.capabilities.exactWindow { return .proceedToWindow }
             guard machine.engine.capabilities.stepKernel else {

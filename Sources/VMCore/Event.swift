@@ -18,7 +18,8 @@ public enum EventKind: UInt8, CaseIterable, Codable, Sendable {
     // Asynchronous: they enter between two exits and have no number. `address` is the vector.
     /// Injected before the instruction after the preceding exit.
     case interruptAtExit = 16
-    /// Injected at the first interruptible boundary after the preceding exit.
+    /// Injected at the first interruptible boundary after the preceding exit. `value` is the lowest byte of the digest of the
+    /// registers there; 0 is not compared.
     case interruptAtWindow = 17
     /// Injected at the anchor in the payload.
     case interruptAtAnchor = 18

@@ -133,20 +133,21 @@ public final class SoftEngine: Engine {
         let start = core.s.retired
         var stands = true
         while true {
+            // What was asked for comes before kicks: these keep, and an arrival that is passed over is not made again.
             if stop == .window, isInterruptible { return .window }
+            if stop == .step, core.s.retired != start { return .debug }
+            if case .breakpoint(let address) = stop, !stands, linearRIP == address {
+                if wantedSum == 0 || core.generalSum == wantedSum { return .debug }
+                passedArrivals += 1
+            }
             if core.s.loweredPriority {
                 core.s.loweredPriority = false
                 return .kicked
             }
-            if stop == .step, core.s.retired != start { return .debug }
             if kick.take() || isLate { return .kicked }
             if core.s.retired >= kickCount {
                 kickCount = .max
                 return .kicked
-            }
-            if case .breakpoint(let address) = stop, !stands, linearRIP == address {
-                if wantedSum == 0 || core.generalSum == wantedSum { return .debug }
-                passedArrivals += 1
             }
             let delivered = core.s.queued.kind != .none || hasReadyNMI
             if delivered, let arrival = try deliverQueued() { return arrival }

@@ -32,6 +32,19 @@ import VMCore
         #expect(try #require(engine.retired) > InstructionCount(1000))
     }
 
+    /// A kick keeps, but an arrival that gives way to one is passed over for good.
+    @Test func anArrivalComesBeforeAKick() throws {
+        let engine = try SoftMachine(Self.loop).engine
+        let add = StopCondition.breakpoint(SoftMachine.start + 1)
+        engine.armKick(atInstruction: InstructionCount(4))
+        var met: [String] = []
+        for _ in 1...4 {
+            let arrival = try engine.enter(until: add)
+            met.append("\(arrival) \(try #require(engine.retired).rawValue)")
+        }
+        #expect(met == ["debug 1", "debug 4", "kicked 4", "debug 7"])
+    }
+
     /// A timeline goes back by replacing pages: code that was executed before isn't executed again in its old form.
     @Test func codeInAReplacedPageIsDecodedAnew() throws {
         let machine = try SoftMachine(SoftMachine.report(1))
