@@ -21,7 +21,9 @@ public final class RecordingEnvironment: Environment {
     private var checkpointIsDue = false
     private var saidSpread = false
     private var lastTime = Nanoseconds(0)
-    private var lastAnchor = Nanoseconds(0)
+    /// How long the guest has run since whatever entered it last, and since when it has run without a break.
+    private var guestTime = Nanoseconds(0)
+    private var running = Nanoseconds(0)
     private var lastAnchorThreadTime = Nanoseconds(0)
     /// The user's marks so far.
     private(set) var marks = 0
@@ -61,12 +63,17 @@ public final class RecordingEnvironment: Environment {
             lastTime = live.lastExit
             try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
         }
+        guestTime = Nanoseconds(0)
+        running = hostTime()
     }
 
     public var wantsEntry: Bool { live.wantsEntry || checkIsDue || checkpointIsDue || endRequestedAt != nil }
     public var wantsStop: Bool { live.wantsStop }
 
     public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
+        // Only what the guest runs counts, for that is what replay lets it run: not what is done here, a checkpoint say.
+        if point != .exit { guestTime = guestTime + (hostTime() - running) }
+        defer { running = hostTime() }
         // Before anything else enters: the first time that an exit is asked about.
         if checkpointIsDue, point == .exit, !hasFaulted {
             checkpointIsDue = false
@@ -200,16 +207,15 @@ public final class RecordingEnvironment: Environment {
             // A byte, so that a replay that finds another window says so there, and not at whatever comes of it.
             try writer.append(identity, value: kind == .interruptAtWindow ? machine.registerDigest() & 0xFF : 0)
         }
+        guestTime = Nanoseconds(0)
     }
 
     private func anchor(of machine: Machine) throws -> Anchor {
         // The same in each run: no host's time.
         if let count = machine.engine.retiredSinceExit { return try machine.anchor(elapsed: Nanoseconds(count.rawValue)) }
-        let wall = live.now - max(live.lastExit, lastAnchor)
         // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
-        let elapsed = min(wall, threadTime() - lastAnchorThreadTime)
+        let elapsed = min(guestTime, threadTime() - lastAnchorThreadTime)
         let anchor = try machine.anchor(elapsed: elapsed)
-        lastAnchor = live.now
         lastAnchorThreadTime = threadTime()
         return anchor
     }

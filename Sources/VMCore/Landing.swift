@@ -9,12 +9,12 @@ public struct LandingStatistics: Sendable {
     public var assisted = 0
     /// Times a landing started over because the guest had run too far.
     public var overshoots = 0
-    /// How long before the expected moment the search begins: a little shorter after each success, a quarter longer
-    /// after each overshoot, so that about one landing in seven overshoots. An overshoot costs one more free run; an
+    /// How long before the expected moment the search begins: a tenth shorter after each success, a quarter longer
+    /// after each overshoot, so that about one landing in three overshoots. An overshoot costs one more free run; an
     /// arrival costs as much as some 60 instructions of one.
     private(set) var lead = Nanoseconds.microseconds(100)
 
-    mutating func landedAtOnce() { lead = Nanoseconds(max(10_000, lead.rawValue / 25 * 24)) }
+    mutating func landedAtOnce() { lead = Nanoseconds(max(10_000, lead.rawValue / 10 * 9)) }
     mutating func overshot() { lead = Nanoseconds(min(5_000_000, lead.rawValue / 4 * 5)) }
 
     /// Landings in a row that the soft engine could not make, and how many go by before it is asked again.
@@ -170,10 +170,9 @@ struct Landing {
         /// More instructions than any processor executes in a time: four a nanosecond, and some for what clocks miss.
         static func instructions(for time: Nanoseconds) -> Self { .instructions(time.rawValue &* 4 &+ 4_000_000) }
 
-        /// As many as an emulated processor executes while the search's lead lasts: one a nanosecond (QEMU's was seen to execute 0.4),
-        /// and some. A search that begins behind the anchor finds nothing, so it had better be short: with four a nanosecond such
-        /// searches were 135 s of 140 s. One that ends too soon is made good by the next, whose lead is twice as long.
-        static func instructions(within lead: Nanoseconds) -> Self { .instructions(lead.rawValue &+ 200_000) }
+        /// As many as QEMU's processor executes while the search's lead lasts: two a nanosecond in short loops, 0.4 otherwise. Behind
+        /// the anchor a search finds nothing, so that it had better be short: it was half of all that was searched.
+        static func instructions(within lead: Nanoseconds) -> Self { .instructions(lead.rawValue &* 2 &+ 200_000) }
     }
 
     private func search(with assistant: Assistant, _ limit: AssistantLimit, _ statistics: inout LandingStatistics) throws
@@ -214,12 +213,15 @@ struct Landing {
     /// Where KVM can't stop at breakpoints: lets it run freely for most of the way, the soft engine for the rest; over again
     /// from an earlier moment after each overshoot. Nil, with all as it was, when no free run is left.
     private func runAndAssist(_ assistant: Assistant, _ statistics: inout LandingStatistics) throws -> Outcome? {
-        var lead = statistics.lead
+        var lead = min(statistics.lead, Nanoseconds(anchor.elapsed.rawValue / 3))
         guard anchor.elapsed > lead + Self.shortestFreeRun else { return nil }
         let start = try engine.state()
         let watch = try machine.watch.get()
         try watch.mark()
-        while anchor.elapsed > lead + Self.shortestFreeRun {
+        var isFirst = true
+        // Running freely again has to gain more than it costs to be behind the anchor once more.
+        while isFirst || anchor.elapsed.rawValue > 4 * lead.rawValue {
+            isFirst = false
             var outcome = try runFreely(for: anchor.elapsed - lead)
             if case .interrupted? = outcome { return .interrupted }
             if outcome == nil {

@@ -110,10 +110,25 @@ extension Core {
     /// The block at RIP, decoded if need be; nil where the guest is to stop before it.
     @inline(never)
     func findBlock(_ linear: UInt64) throws(Trap) -> UnsafeMutablePointer<Block>? {
-        if s.hasBreakpoint, linear == s.breakpoint { return nil }
+        if s.hasBreakpoint, linear == s.breakpoint { return arrivalCounts ? nil : try passBreakpoint(linear) }
         let block = try block(at: linear, single: false)
         if block != s.cache.pointee.crossing {
             s.jumps[JumpEntry.index(linear)] = JumpEntry(linear: linear, generation: s.generation, mode: s.mode, block: block)
+        }
+        return block
+    }
+
+    /// The block at the breakpoint after an arrival that doesn't count. It is remembered apart, for the next arrival has to be
+    /// looked at as well.
+    private func passBreakpoint(_ linear: UInt64) throws(Trap) -> UnsafeMutablePointer<Block> {
+        s.passedArrivals += 1
+        s.jumps[JumpEntry.index(linear)] = JumpEntry()
+        if s.passing.linear == linear, s.passing.generation == s.generation, s.passing.mode == s.mode, let block = s.passing.block {
+            return block
+        }
+        let block = try block(at: linear, single: false)
+        if block != s.cache.pointee.crossing {
+            s.passing = JumpEntry(linear: linear, generation: s.generation, mode: s.mode, block: block)
         }
         return block
     }

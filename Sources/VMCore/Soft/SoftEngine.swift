@@ -137,8 +137,8 @@ public final class SoftEngine: Engine {
             if stop == .window, isInterruptible { return .window }
             if stop == .step, core.s.retired != start { return .debug }
             if case .breakpoint(let address) = stop, !stands, linearRIP == address {
-                if wantedSum == 0 || core.generalSum == wantedSum { return .debug }
-                passedArrivals += 1
+                if core.arrivalCounts { return .debug }
+                core.s.passedArrivals += 1
             }
             if core.s.loweredPriority {
                 core.s.loweredPriority = false
@@ -170,9 +170,15 @@ public final class SoftEngine: Engine {
     }
 
     /// Arrivals at a breakpoint count only with this `GeneralRegisters.sum`; 0: all of them.
-    public var wantedSum: UInt64 = 0
+    public var wantedSum: UInt64 {
+        get { core.s.wantedSum }
+        set { core.s.wantedSum = newValue }
+    }
     /// Arrivals at breakpoints that didn't count.
-    public internal(set) var passedArrivals = 0
+    public internal(set) var passedArrivals: Int {
+        get { core.s.passedArrivals }
+        set { core.s.passedArrivals = newValue }
+    }
 
     private var linearRIP: UInt64 { (core.s.codeBase &+ core.s.rip) & core.s.linearMask }
 
@@ -670,6 +676,9 @@ extension Core {
         let g = s.gpr
         return GeneralRegisters.sum(g.0, g.1, g.2, g.3, g.4, g.5, g.6, g.7, g.8, g.9, g.10, g.11, g.12, g.13, g.14, g.15)
     }
+
+    /// Whether the guest, which stands at the breakpoint, is to stop there.
+    var arrivalCounts: Bool { s.wantedSum == 0 || generalSum == s.wantedSum }
 
     /// Brings the state back to the instruction that a trap interrupts.
     func trapped(_ trap: Trap) -> Trap {
