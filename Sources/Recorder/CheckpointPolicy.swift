@@ -64,7 +64,7 @@ public struct CheckpointPolicy: Equatable, Sendable {
     /// Whether a recording that ends at `exit` is to end with a checkpoint: the last one isn't there already.
     public func isWanted(at exit: ExitNumber) -> Bool { spacing != .never && exit > lastExit }
 
-    /// A checkpoint was taken at `exit`, at `now`, for which the guest stood still for `pause`.
+    /// A checkpoint was taken at `exit`, at `now`, and checkpoints kept the guest from running for `pause`.
     public mutating func took(_ pause: Nanoseconds, at exit: ExitNumber, now: Nanoseconds) {
         cost = Nanoseconds((3 * cost.rawValue + pause.rawValue) / 4)
         begin(at: exit, now: now)

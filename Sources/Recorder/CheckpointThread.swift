@@ -74,6 +74,11 @@ final class CheckpointThread: @unchecked Sendable {
     private let digests: MemoryDigestTable
     private let map: MemoryLayoutMap
     private let encoder = JSONEncoder()
+    /// Nanoseconds of processor time that the thread has taken.
+    private let spent = Atomic<UInt64>(0)
+
+    /// Processor time that the thread has taken since the last call.
+    func takeSpent() -> Nanoseconds { Nanoseconds(spent.exchange(0, ordering: .relaxed)) }
 
     /// `digests` are those of memory as the writer's last checkpoint has it. They are the thread's from now on.
     init(writer: TraceWriter, digests: MemoryDigestTable, map: MemoryLayoutMap) {
@@ -112,8 +117,14 @@ final class CheckpointThread: @unchecked Sendable {
     private func run() {
         let ready = (0..<Self.readyBlocks).map { _ in PageBlock() }
         shared.withLock { $0.idle += ready }
+        var last = threadTime()
         while true {
             work.wait()
+            defer {
+                let now = threadTime()
+                spent.add((now - last).rawValue, ordering: .relaxed)
+                last = now
+            }
             switch shared.withLock({ $0.queue.removeFirst() }) {
             case .pages(let block):
                 store(block)

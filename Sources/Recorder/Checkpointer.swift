@@ -1,3 +1,4 @@
+import Foundation
 import Trace
 import VMCore
 
@@ -9,6 +10,8 @@ final class Checkpointer {
     private let writes: WriteLog.Follower
     private let oracle: MemoryOracle?
     private let start = hostTime()
+    /// Whether the guest stands still while the thread works, since there is no other processor.
+    private let isAlone = ProcessInfo.processInfo.activeProcessorCount == 1
 
     /// `digests` are those of the machine's memory, which the writer's last checkpoint has as it is. `checksWrites`
     /// has every checkpoint compared with all of memory, which costs a copy of it and a lot of time.
@@ -21,7 +24,8 @@ final class Checkpointer {
 
     deinit { writes.cancel() }
 
-    /// Takes a checkpoint of the settled guest right after its last exit; returns how long that took.
+    /// Takes a checkpoint of the settled guest right after its last exit; returns how long checkpoints have kept it from running
+    /// since the last call: this one, and all work on those before it where that took the same processor.
     func take(of machine: Machine, devices: Platform, event: UInt64, guest: Nanoseconds) throws -> Nanoseconds {
         let began = hostTime()
         let memory = machine.engine.memory
@@ -43,7 +47,7 @@ final class Checkpointer {
         moment.pause = hostTime() - began
         thread.send(moment)
         try oracle?.check(written)
-        return moment.pause
+        return isAlone ? moment.pause + thread.takeSpent() : moment.pause
     }
 
     /// Waits until all checkpoints are with the writer.
