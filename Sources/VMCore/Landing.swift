@@ -304,6 +304,14 @@ struct Landing {
         engine.armKick(at: until)
         defer { engine.armKick(at: nil) }
         if try machine.isAt(anchor) { return .landed }
+        // Millions of arrivals cost little where they are told apart before they come here.
+        let soft = engine as? SoftEngine
+        soft?.wantedSum = anchor.general
+        soft?.passedArrivals = 0
+        defer {
+            soft?.wantedSum = 0
+            statistics.arrivals += soft?.passedArrivals ?? 0
+        }
         let stop: StopCondition =
             engine.capabilities.breakpointKernel ? .breakpoint(anchor.rip) : .step
         if stop == .step, !engine.capabilities.stepKernel {
