@@ -23,7 +23,7 @@ public final class RecordingEnvironment: Environment {
     private var lastTime = Nanoseconds(0)
     /// How long the guest has run since whatever entered it last, and since when it has run without a break.
     private var guestTime = Nanoseconds(0)
-    private var running = Nanoseconds(0)
+    private var running = hostTime()
     private var lastAnchorThreadTime = Nanoseconds(0)
     /// The user's marks so far.
     private(set) var marks = 0
@@ -214,7 +214,8 @@ public final class RecordingEnvironment: Environment {
         // The same in each run: no host's time.
         if let count = machine.engine.retiredSinceExit { return try machine.anchor(elapsed: Nanoseconds(count.rawValue)) }
         // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
-        let elapsed = min(guestTime, threadTime() - lastAnchorThreadTime)
+        // No way is longer than the time since the last exit, also where the guest began to run without having been asked about.
+        let elapsed = min(guestTime, threadTime() - lastAnchorThreadTime, live.now - live.lastExit)
         let anchor = try machine.anchor(elapsed: elapsed)
         lastAnchorThreadTime = threadTime()
         return anchor
