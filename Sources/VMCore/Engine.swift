@@ -51,19 +51,18 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     public var resumeFlag = false
     /// Stopping at a breakpoint costs little more than an instruction: a search for an anchor needs no free run.
     public var cheapBreakpoints = false
-    public var undefinedFlags = UndefinedFlags()
-    /// As in `CPUModel`.
-    public var mxcsrMask: UInt32?
-    public var halvesSysenter = false
-    public var faultsWithoutResume: UInt32 = 0
-    public var transfersSetAccessed = true
-    public var unwrittenBySave: UInt8 = 0
-    public var readsBeforeModifying = false
+    /// What the processor does in its own way.
+    public var profile = ProcessorProfile()
     /// The instruction after STI loses its protection when the host interrupts the guest before it: see
     /// `Engine.mayHaveLostShadow`.
     public var losesInterruptShadow = false
 
     public init() {}
+
+    private enum CodingKeys: CodingKey {
+        case exactWindow, breakpointKernel, breakpointUser, stepKernel, stepUser, stepToUser, resumeFlag, cheapBreakpoints
+        case losesInterruptShadow
+    }
 
     /// A capability that a trace doesn't mention was not known when it was made.
     public init(from decoder: any Decoder) throws {
@@ -77,14 +76,23 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
         stepToUser = try flag(.stepToUser)
         resumeFlag = try flag(.resumeFlag)
         cheapBreakpoints = try flag(.cheapBreakpoints)
-        undefinedFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .undefinedFlags) ?? UndefinedFlags()
-        mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
-        halvesSysenter = try flag(.halvesSysenter)
-        faultsWithoutResume = try values.decodeIfPresent(UInt32.self, forKey: .faultsWithoutResume) ?? 0
-        transfersSetAccessed = try values.decodeIfPresent(Bool.self, forKey: .transfersSetAccessed) ?? true
-        unwrittenBySave = try values.decodeIfPresent(UInt8.self, forKey: .unwrittenBySave) ?? 0
-        readsBeforeModifying = try flag(.readsBeforeModifying)
         losesInterruptShadow = try flag(.losesInterruptShadow)
+        profile = try ProcessorProfile(from: decoder)
+    }
+
+    /// One object, as in `CPUModel`.
+    public func encode(to encoder: any Encoder) throws {
+        var values = encoder.container(keyedBy: CodingKeys.self)
+        try values.encode(exactWindow, forKey: .exactWindow)
+        try values.encode(breakpointKernel, forKey: .breakpointKernel)
+        try values.encode(breakpointUser, forKey: .breakpointUser)
+        try values.encode(stepKernel, forKey: .stepKernel)
+        try values.encode(stepUser, forKey: .stepUser)
+        try values.encode(stepToUser, forKey: .stepToUser)
+        try values.encode(resumeFlag, forKey: .resumeFlag)
+        try values.encode(cheapBreakpoints, forKey: .cheapBreakpoints)
+        try values.encode(losesInterruptShadow, forKey: .losesInterruptShadow)
+        try profile.encode(to: encoder)
     }
 
     /// Whether a point between two exits is found again by single steps alone, for want of breakpoints: slow, but sure,

@@ -37,13 +37,7 @@ public enum EngineHost: Sendable {
     /// Adds to a model what the processor here does in its own way, so that the soft engine can do the same.
     func describe(_ model: inout CPUModel) {
         guard case .kvm(_, let capabilities) = self else { return }
-        model.undefinedFlags = capabilities.undefinedFlags
-        model.mxcsrMask = capabilities.mxcsrMask
-        model.halvesSysenter = capabilities.halvesSysenter
-        model.faultsWithoutResume = capabilities.faultsWithoutResume
-        model.transfersSetAccessed = capabilities.transfersSetAccessed
-        model.unwrittenBySave = capabilities.unwrittenBySave
-        model.readsBeforeModifying = capabilities.readsBeforeModifying
+        model.profile = capabilities.profile
     }
 
     /// How guests see time stamps here where nobody says otherwise.

@@ -414,7 +414,7 @@ public final class KVMEngine: Engine {
             try vcpu.readRest(of: &state, debug: currentDebugRegisters(), withAVX: hasXSave, area: xsaveArea)
             state.control.cr8 = UInt64(taskPriority)
             // What a guest has written is read in full, but only the lower half is ever restored.
-            if model.halvesSysenter {
+            if model.profile.halvesSysenter {
                 for index in [0x175, 0x176] as [UInt32] {
                     guard let place = CPUState.msrIndices.firstIndex(of: index) else { continue }
                     state.msrs[place] &= 0xFFFF_FFFF

@@ -49,13 +49,19 @@ public struct SelfTests {
         found.stepUser = try stepWorks(user: true)
         if found.stepKernel { found.stepToUser = try stepReachesUser() }
         if found.breakpointKernel { found.resumeFlag = try resumeFlagPasses() }
+        found.losesInterruptShadow = try losesInterruptShadow()
+        found.profile = try profile()
+        return found
+    }
+
+    private func profile() throws(HostError) -> ProcessorProfile {
+        var found = ProcessorProfile()
         found.undefinedFlags = try undefinedFlags()
         (found.mxcsrMask, found.unwrittenBySave) = try savedArea()
         found.halvesSysenter = try sysenterIsHalved()
         found.faultsWithoutResume = try faultsWithoutResume()
         found.transfersSetAccessed = try transferSetsAccessed()
         found.readsBeforeModifying = try readsBeforeModifying()
-        found.losesInterruptShadow = try losesInterruptShadow()
         return found
     }
 
@@ -429,7 +435,7 @@ public struct SelfTests {
                 + "instruction more")
         results.append(SelfTestResult(
             name: "undefined flags", outcome: .works,
-            detail: found.undefinedFlags == UndefinedFlags() ? "as AMD's family 19h leaves them" : "not as AMD's family 19h "
+            detail: found.profile.undefinedFlags == UndefinedFlags() ? "as AMD's family 19h leaves them" : "not as AMD's family 19h "
                 + "leaves them; the trace says how, and the soft engine does the same"))
         add("MSR filter", try msrFilterWorks(), "RDMSR of the timestamp counter comes to the monitor",
             "MSR reads can't be recorded", gap: true)

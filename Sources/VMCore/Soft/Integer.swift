@@ -227,7 +227,7 @@ extension Core {
 
     /// The flags that a multiplication leaves: CF and OF say whether the upper half matters, the others are undefined.
     func setMultiplied<T: Word>(_ low: T, overflow: Bool) {
-        if s.undefinedFlags.multiplicationSetsResult {
+        if s.profile.undefinedFlags.multiplicationSetsResult {
             setResult(low, cf: overflow, of: overflow, af: false)
         } else {
             setCarryOverflow(overflow, overflow)
@@ -236,7 +236,7 @@ extension Core {
 
     /// The flags that a division leaves: all are undefined.
     private func setDivided() {
-        guard !s.undefinedFlags.divisionKeepsAll else { return }
+        guard !s.profile.undefinedFlags.divisionKeepsAll else { return }
         setArithmetic(rflags & (Flag.cf | Flag.of) | Flag.af)
     }
 
@@ -359,18 +359,18 @@ extension Core {
             r = count >= bits ? 0 : a >> T(count)
             let carry = count > bits ? false : a >> T(count - 1) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: s.undefinedFlags.shiftSetsAuxiliary)
+            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
         case 7:  // SAR
             let wide = Int64(bitPattern: a.extended)
             r = T(truncatingIfNeeded: wide >> Int64(min(count, 63)))
             let carry = wide >> Int64(min(count - 1, 63)) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: false, af: s.undefinedFlags.shiftSetsAuxiliary)
+            setResult(r, cf: carry, of: false, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
         default:  // SHL
             r = count >= bits ? 0 : a << T(count)
             let carry = count > bits ? false : a >> T(bits - count) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: r.isNegative != carry, af: s.undefinedFlags.shiftSetsAuxiliary)
+            setResult(r, cf: carry, of: r.isNegative != carry, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
         }
     }
 
@@ -405,7 +405,7 @@ extension Core {
         }
         try setFirst(op, r)
         let overflow = isLeft ? (count < bits ? r.isNegative != carry : carry) : (r << 1 ^ r).isNegative
-        setResult(r, cf: carry, of: overflow, af: s.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: carry, of: overflow, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
     }
 
     // MARK: Bits
@@ -445,9 +445,9 @@ extension Core {
             setReg(op.pointee.a, T(truncatingIfNeeded: r))
         }
         // ZF alone is defined.
-        if s.undefinedFlags.scanTestsSource {
+        if s.profile.undefinedFlags.scanTestsSource {
             setLogic(a)
-        } else if s.undefinedFlags.scanSetsResult {
+        } else if s.profile.undefinedFlags.scanSetsResult {
             setLogic(a == 0 ? 0 : reg(op.pointee.a, T.self))
             setArithmetic((pf ? Flag.pf : 0) | (a == 0 ? Flag.zf : 0))
         } else {

@@ -80,7 +80,7 @@ extension Core {
         let isFault = source == .exception && ![Vector.db, Vector.bp, Vector.of, Vector.df].contains(vector)
         let isMonitors = s.isMonitorsFault
         s.isMonitorsFault = false
-        return isFault && (isMonitors || s.faultsWithoutResume >> UInt32(vector & 31) & 1 == 0) ? rflags | Flag.rf : rflags
+        return isFault && (isMonitors || s.profile.faultsWithoutResume >> UInt32(vector & 31) & 1 == 0) ? rflags | Flag.rf : rflags
     }
 
     private func deliverLong(_ vector: UInt8, _ code: UInt32?, _ source: EventSource, _ returnTo: UInt64)

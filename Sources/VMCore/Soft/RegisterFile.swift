@@ -131,15 +131,11 @@ struct RegisterFile {
     var tables: UnsafeMutablePointer<TLBEntry>
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
     var trapsTimestamps = false
-    var undefinedFlags = UndefinedFlags()
+    var profile = ProcessorProfile()
+    /// The profile's, or the vendor's.
     var mxcsrMask: UInt32 = 0xFFFF
-    var halvesSysenter = false
-    var faultsWithoutResume: UInt32 = 0
     /// Whether the fault that is delivered next comes from the monitor, as a KVM injects it, and not from the processor.
     var isMonitorsFault = false
-    var transfersSetAccessed = true
-    var unwrittenBySave: UInt8 = 0
-    var readsBeforeModifying = false
     /// Whether RDTSC and RDTSCP return the instructions retired and `counterOffset`; else they are exits.
     var countsTimestamps = false
     var counterOffset: UInt64 = 0

@@ -21,7 +21,7 @@ extension Core {
         let r = a &<< T(truncatingIfNeeded: count)
         let carry = a &>> T(truncatingIfNeeded: T.bits &- count) & 1 != 0
         setReg(slot, r)
-        setResult(r, cf: carry, of: r.isNegative != carry, af: s.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: carry, of: r.isNegative != carry, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -29,7 +29,7 @@ extension Core {
         let a = reg(slot, T.self)
         let r = a &>> T(truncatingIfNeeded: count)
         setReg(slot, r)
-        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: (r << 1 ^ r).isNegative, af: s.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: (r << 1 ^ r).isNegative, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -37,7 +37,7 @@ extension Core {
         let a = reg(slot, T.self)
         let r = T(truncatingIfNeeded: Int64(bitPattern: a.extended) &>> Int64(truncatingIfNeeded: count))
         setReg(slot, r)
-        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: false, af: s.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: false, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)

@@ -51,7 +51,7 @@ extension Core {
 
     /// The same for one that a far transfer or an interrupt loads.
     func markTransferAccessed(_ descriptor: inout Descriptor) throws(Trap) {
-        if s.transfersSetAccessed { try markAccessed(&descriptor) }
+        if s.profile.transfersSetAccessed { try markAccessed(&descriptor) }
     }
 
     func setSegment(_ index: UInt8, _ value: Segment) {

@@ -64,13 +64,8 @@ public final class SoftEngine: Engine {
             regions: regions, regionCount: memory.map.regions.count, codeLines: words(memory.filePages),
             written: words(memory.filePages / 64 + 1), cache: cache, cpuid: cpuid, tables: tables, codeTables: codeTables))
         core = Core(file)
-        core.s.undefinedFlags = model.undefinedFlags
-        core.s.mxcsrMask = model.mxcsrMask ?? (core.s.cpuid.pointee.isAMD ? 0x2_FFFF : 0xFFFF)
-        core.s.halvesSysenter = model.halvesSysenter
-        core.s.faultsWithoutResume = model.faultsWithoutResume
-        core.s.transfersSetAccessed = model.transfersSetAccessed
-        core.s.unwrittenBySave = model.unwrittenBySave
-        core.s.readsBeforeModifying = model.readsBeforeModifying
+        core.s.profile = model.profile
+        core.s.mxcsrMask = model.profile.mxcsrMask ?? (core.s.cpuid.pointee.isAMD ? 0x2_FFFF : 0xFFFF)
         precondition(MemoryLayout<RegisterFile>.offset(of: \.zero) == Int(Slot.zero)
             && MemoryLayout<RegisterFile>.offset(of: \.rip) == Int(Slot.rip)
             && MemoryLayout<RegisterFile>.offset(of: \.segments) == Slot.segments)

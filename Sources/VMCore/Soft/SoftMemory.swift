@@ -124,7 +124,7 @@ extension Core {
 
     /// Whether an operand can be read and then replaced: one access that writes, or with some processors first one that reads.
     func checkModifiable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
-        if s.readsBeforeModifying { try check(linear, size, .read) }
+        if s.profile.readsBeforeModifying { try check(linear, size, .read) }
         try check(linear, size, .write)
     }
 

@@ -283,8 +283,8 @@ extension Core {
         switch index {
         case 0x174: s.msrs.0 = value
         // Made canonical, not refused, as KVM has it for either vendor. Source: Linux, arch/x86/kvm/x86.c, __kvm_set_msr.
-        case 0x175: s.msrs.1 = s.halvesSysenter ? value & 0xFFFF_FFFF : canonical
-        case 0x176: s.msrs.2 = s.halvesSysenter ? value & 0xFFFF_FFFF : canonical
+        case 0x175: s.msrs.1 = s.profile.halvesSysenter ? value & 0xFFFF_FFFF : canonical
+        case 0x176: s.msrs.2 = s.profile.halvesSysenter ? value & 0xFFFF_FFFF : canonical
         case 0x277:
             for i in 0..<8 as Range<UInt64> where ![0, 1, 4, 5, 6, 7].contains(value >> (8 * i) & 0xFF) { return false }
             s.msrs.3 = value

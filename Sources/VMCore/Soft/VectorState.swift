@@ -98,7 +98,7 @@ extension Core {
     }
 
     private func clear(_ part: UInt8, _ place: UnsafeMutableRawPointer, _ bytes: Int) {
-        if s.unwrittenBySave & part == 0 { place.initializeMemory(as: UInt8.self, repeating: 0, count: bytes) }
+        if s.profile.unwrittenBySave & part == 0 { place.initializeMemory(as: UInt8.self, repeating: 0, count: bytes) }
     }
 
     private func saveSSE(to area: UnsafeMutableRawPointer) {

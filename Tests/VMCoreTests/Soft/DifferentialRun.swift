@@ -46,7 +46,7 @@ struct DifferentialRun {
             CPUIDEntry(0x8000_0001, ecx: .max, edx: .max),
         ]
         var offered = try CPUModel(named: hasAVX ? "x86-64-v3" : "x86-64-v2", timestamps: .hide, supported: everything)
-        offered.undefinedFlags.scanSetsResult = true
+        offered.profile.undefinedFlags.scanSetsResult = true
         soft = DifferentialMachine(try SoftEngine(memory: try DifferentialMachine.memory(), model: offered),
                                    hasAVX: hasAVX, enablesAVX: hasAVX)
         // PADDD XMM0, [RBX] with a misaligned address.

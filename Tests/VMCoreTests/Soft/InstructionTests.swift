@@ -236,7 +236,7 @@ import VMCore
     /// FXSAVE leaves what the model's processor leaves, and writes zeros to the rest that has no meaning.
     @Test(arguments: 0..<16 as Range<UInt8>) func savingLeavesWhatTheModelSays(_ unwritten: UInt8) throws {
         // FXSAVE [0x2000]; report
-        let machine = try SoftMachine([0x0F, 0xAE, 0x06, 0x00, 0x20] + SoftMachine.report(1)) { $0.unwrittenBySave = unwritten }
+        let machine = try SoftMachine([0x0F, 0xAE, 0x06, 0x00, 0x20] + SoftMachine.report(1)) { $0.profile.unwrittenBySave = unwritten }
         let area = GuestPhysicalAddress(0x2000)
         machine.engine.memory.write([UInt8](repeating: 0xA5, count: 512), at: area)
         #expect(try machine.report() == 1)
@@ -266,7 +266,7 @@ import VMCore
     func modifyingFaultsAsTheModelSays(_ code: [UInt8], _ errors: [UInt64]) throws {
         for (readsFirst, error) in zip([false, true], errors) {
             // The operand is at 4 MiB, where nothing is mapped. The handler: MOV EAX, [ESP]; OUT 0xF4, EAX
-            let machine = try SoftMachine(code + [0, 0, 0x40, 0]) { $0.readsBeforeModifying = readsFirst }
+            let machine = try SoftMachine(code + [0, 0, 0x40, 0]) { $0.profile.readsBeforeModifying = readsFirst }
             machine.handleProtected(14, at: 0x3000, [0x8B, 0x04, 0x24, 0xE7, 0xF4])
             try machine.enterProtectedMode()
             machine.engine.memory.write([0x83, 0, 0, 0], at: .init(0x10000))
@@ -283,7 +283,7 @@ import VMCore
     @Test func aRefusedAccessPushesTheResumeFlag() throws {
         for (code, pushes) in [([0x0F, 0x32], true), ([0x0F, 0x0B], false)] as [([UInt8], Bool)] {  // RDMSR; UD2
             // MOV ECX, 0x99999999; the code. The handler: MOV EAX, [ESP + 8], or + 12 behind an error code; OUT 0xF4, EAX
-            let machine = try SoftMachine([0xB9, 0x99, 0x99, 0x99, 0x99] + code) { $0.faultsWithoutResume = .max }
+            let machine = try SoftMachine([0xB9, 0x99, 0x99, 0x99, 0x99] + code) { $0.profile.faultsWithoutResume = .max }
             try machine.enterProtectedMode()
             for (vector, offset) in [(6, 8), (13, 12)] as [(UInt8, UInt8)] {
                 machine.handleProtected(vector, at: 0x3000 + 16 * UInt16(vector), [0x8B, 0x44, 0x24, offset, 0xE7, 0xF4])

@@ -1,0 +1,52 @@
+/// What processors do in different ways, or leave undefined, and guests can see: measured where a trace is recorded, kept in it,
+/// and followed by the soft engine.
+///
+/// As it is made, and where a trace says nothing: the ways of AMD's processors, which vmrr had before it measured.
+public struct ProcessorProfile: Codable, Equatable, Sendable {
+    public var undefinedFlags = UndefinedFlags()
+    /// The bits that MXCSR may have, as FXSAVE stores them; nil: as the vendor's processors do.
+    public var mxcsrMask: UInt32?
+    /// Whether SYSENTER_ESP and SYSENTER_EIP keep their lower halves only, as KVM has it on AMD processors.
+    public var halvesSysenter = false
+    /// The vectors of faults that push their flags without RF, a bit each. Processors set RF with each fault (Intel SDM Vol. 3B,
+    /// 18.3.1.1), QEMU's emulated ones with none; but KVM does with those that it injects itself, such as #UD.
+    public var faultsWithoutResume: UInt32 = 0
+    /// Whether far transfers and interrupts set the accessed bits of the descriptors that they load, as processors do and
+    /// QEMU's emulated ones don't. Source: Intel SDM Vol. 3A, 3.4.5.1.
+    public var transfersSetAccessed = true
+    /// What FXSAVE and XSAVE leave as it was in the part of their area that the x87 has, a bit each: `UnwrittenBySave`.
+    public var unwrittenBySave: UInt8 = 0
+    /// Whether an instruction that modifies memory faults as a read where it can't even read there, before it faults as a
+    /// write: QEMU's emulated processors load and store one after the other. Others make one access that writes. Source for
+    /// the error code: Intel SDM Vol. 3A, 4.7.
+    public var readsBeforeModifying = false
+
+    public init() {}
+
+    public init(from decoder: any Decoder) throws {
+        let values = try decoder.container(keyedBy: CodingKeys.self)
+        func value<T: Decodable>(_ key: CodingKeys, _ fallback: T) throws -> T {
+            try values.decodeIfPresent(T.self, forKey: key) ?? fallback
+        }
+        undefinedFlags = try value(.undefinedFlags, undefinedFlags)
+        mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
+        halvesSysenter = try value(.halvesSysenter, halvesSysenter)
+        faultsWithoutResume = try value(.faultsWithoutResume, faultsWithoutResume)
+        transfersSetAccessed = try value(.transfersSetAccessed, transfersSetAccessed)
+        unwrittenBySave = try value(.unwrittenBySave, unwrittenBySave)
+        readsBeforeModifying = try value(.readsBeforeModifying, readsBeforeModifying)
+    }
+}
+
+/// Bytes of FXSAVE's area that some processors don't write: processors write zeros to those without a meaning, QEMU's
+/// emulated ones nothing. Offsets are those of Intel SDM Vol. 1, 10.5.1.
+public enum UnwrittenBySave {
+    /// Byte 5, behind the tags.
+    public static let tagPadding: UInt8 = 1 << 0
+    /// Bytes 6 and 7: FOP.
+    public static let opcode: UInt8 = 1 << 1
+    /// Bytes 8 to 23: FIP and FDP.
+    public static let pointers: UInt8 = 1 << 2
+    /// The six bytes behind each of the eight registers.
+    public static let registerPadding: UInt8 = 1 << 3
+}
