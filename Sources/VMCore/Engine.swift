@@ -108,6 +108,8 @@ public protocol Engine: AnyObject {
     var name: String { get }
     var capabilities: EngineCapabilities { get }
     var memory: GuestMemory { get }
+    /// The ways of the processor that the guest was recorded on.
+    var profile: ProcessorProfile { get }
 
     /// Runs the guest until it exits, is kicked, or meets `stop`. The last exit has been answered.
     func enter(until stop: StopCondition) throws(HostError) -> Arrival
@@ -184,6 +186,15 @@ public protocol Engine: AnyObject {
 }
 
 extension Engine {
+    /// Gives a settled guest other flags, and leaves it where it stands.
+    func setFlags(_ rflags: UInt64) throws(HostError) {
+        let count = retiredSinceExit
+        var state = try state()
+        state.general.rflags = rflags
+        try setState(state)
+        retiredSinceExit = count
+    }
+
     public var assistedInstructions: UInt64 { 0 }
     public func noteReplacedPage(_ page: Int) {}
     public func mayHaveLostShadow() throws(HostError) -> Bool { false }

@@ -110,4 +110,18 @@ public struct Anchor: Hashable, Codable, Sendable {
         self.elapsed = elapsed
         self.general = general
     }
+
+    /// RFLAGS at this point for a guest with these registers: its own, or, where the processor of the recording left some to
+    /// chance, what the digest says of them. Nil where the registers aren't this point's.
+    func flags(of registers: CoreRegisters, _ profile: ProcessorProfile) -> UInt64? {
+        guard registers.linearRIP == rip, general == 0 || registers.general.sum == general else { return nil }
+        if registers.digest == self.registers { return registers.general.rflags }
+        guard profile.bitTestsVary else { return nil }
+        var other = registers
+        for chance in [RFlags.overflow, RFlags.auxiliary, RFlags.overflow | RFlags.auxiliary] {
+            other.general.rflags = registers.general.rflags ^ chance
+            if other.digest == self.registers { return other.general.rflags }
+        }
+        return nil
+    }
 }

@@ -118,7 +118,10 @@ struct Landing {
             default: if machine.environment.wantsStop { return .interrupted }
             }
         }
-        return try counter.registers().digest == anchor.registers ? .landed : .missed(nil)
+        let registers = try counter.registers()
+        guard let flags = anchor.flags(of: registers, counter.profile) else { return .missed(nil) }
+        if flags != registers.general.rflags { try counter.setFlags(flags) }
+        return .landed
     }
 
     /// The soft engine's budget: so many times as long as the recording took. It is some 100 times faster than a KVM that
@@ -197,9 +200,7 @@ struct Landing {
             case .exit: return nil
             case .debug:
                 statistics.arrivals += 1
-                guard try soft.registers().digest == anchor.registers else { continue }
-                assistant.reportWrites()
-                if try machine.completeDigest(of: soft) == anchor.memory { return .landed }
+                if try machine.isAt(anchor, with: soft, reportWrites: assistant.reportWrites) { return .landed }
             case .kicked:
                 if machine.environment.wantsStop { return .interrupted }
                 if hostTime() >= until { return nil }

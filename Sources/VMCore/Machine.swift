@@ -146,12 +146,19 @@ public final class Machine {
 
     // MARK: Points and digests
 
-    /// Whether the guest stands at an anchor.
-    public func isAt(_ anchor: Anchor) throws -> Bool {
+    /// Whether the guest stands at an anchor. There its flags are the recorded ones, also those that were left to chance.
+    public func isAt(_ anchor: Anchor) throws -> Bool { try isAt(anchor, with: engine) }
+
+    /// The same with the processor of another engine that has the same memory. `reportWrites` is called before memory counts.
+    func isAt(_ anchor: Anchor, with engine: any Engine, reportWrites: () -> Void = {}) throws -> Bool {
         let registers = try engine.registers()
-        guard registers.linearRIP == anchor.rip, anchor.general == 0 || registers.general.sum == anchor.general,
-            registers.digest == anchor.registers else { return false }
-        return try completeDigest() == anchor.memory
+        guard let flags = anchor.flags(of: registers, engine.profile) else { return false }
+        reportWrites()
+        let hasOthers = flags != registers.general.rflags
+        if hasOthers { try engine.setFlags(flags) }
+        if try completeDigest(of: engine) == anchor.memory { return true }
+        if hasOthers { try engine.setFlags(registers.general.rflags) }
+        return false
     }
 
     /// The digest of the general, segment and control registers.

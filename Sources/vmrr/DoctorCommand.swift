@@ -73,7 +73,7 @@ struct DoctorCommand: ParsableCommand {
     }
 
     private func report(_ findings: Findings) -> JSON {
-        let capabilities = findings.capabilities ?? EngineCapabilities()
+        let capabilities = findings.capabilities ?? EngineCapabilities(), profile = capabilities.profile
         return [
             "host_cpu": .string(Host.cpuName), "host_kernel": .string(Host.kernel),
             "kvm": .bool(findings.obstacle == nil), "obstacle": JSON(findings.obstacle?.description),
@@ -83,6 +83,20 @@ struct DoctorCommand: ParsableCommand {
                 "breakpoint_user": .bool(capabilities.breakpointUser),
                 "step_kernel": .bool(capabilities.stepKernel), "step_user": .bool(capabilities.stepUser),
                 "step_to_user": .bool(capabilities.stepToUser), "resume_flag": .bool(capabilities.resumeFlag),
+            ],
+            "processor_profile": [
+                "multiplication_sets_result": .bool(profile.undefinedFlags.multiplicationSetsResult),
+                "division_keeps_all": .bool(profile.undefinedFlags.divisionKeepsAll),
+                "shift_sets_auxiliary": .bool(profile.undefinedFlags.shiftSetsAuxiliary),
+                "scan_tests_source": .bool(profile.undefinedFlags.scanTestsSource),
+                "bit_tests_vary": .bool(profile.bitTestsVary),
+                "mxcsr_mask": profile.mxcsrMask.map { .integer(Int64($0)) } ?? .null,
+                "halves_sysenter": .bool(profile.halvesSysenter),
+                "faults_without_resume": .integer(Int64(profile.faultsWithoutResume)),
+                "transfers_set_accessed": .bool(profile.transfersSetAccessed),
+                "unwritten_by_save": .integer(Int64(profile.unwrittenBySave)),
+                "reads_before_modifying": .bool(profile.readsBeforeModifying),
+                "loses_interrupt_shadow": .bool(capabilities.losesInterruptShadow),
             ],
             "instructions_per_second": [
                 "kvm_kernel_mode": findings.kvmSpeed.map { .number($0.instructionsPerSecond) } ?? .null,

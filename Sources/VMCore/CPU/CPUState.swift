@@ -52,8 +52,10 @@ public struct GeneralRegisters: Equatable, Sendable {
 /// Bits of RFLAGS. Source: Intel SDM Vol. 1, 3.4.3.
 public enum RFlags {
     public static let reservedOne: UInt64 = 1 << 1
+    public static let auxiliary: UInt64 = 1 << 4
     public static let trap: UInt64 = 1 << 8
     public static let interrupt: UInt64 = 1 << 9
+    public static let overflow: UInt64 = 1 << 11
     public static let resume: UInt64 = 1 << 16
 }
 

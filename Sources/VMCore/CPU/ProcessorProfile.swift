@@ -4,6 +4,10 @@
 /// As it is made, and where a trace says nothing: the ways of AMD's processors, which vmrr had before it measured.
 public struct ProcessorProfile: Codable, Equatable, Sendable {
     public var undefinedFlags = UndefinedFlags()
+    /// Whether BT, BTS, BTR and BTC leave OF and AF to chance: QEMU's emulated processors clear both where they translated the
+    /// instruction together with the one before that set the flags, and keep both where something came between, such as an
+    /// interrupt of the host's.
+    public var bitTestsVary = false
     /// The bits that MXCSR may have, as FXSAVE stores them; nil: as the vendor's processors do.
     public var mxcsrMask: UInt32?
     /// Whether SYSENTER_ESP and SYSENTER_EIP keep their lower halves only, as KVM has it on AMD processors.
@@ -29,6 +33,7 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
             try values.decodeIfPresent(T.self, forKey: key) ?? fallback
         }
         undefinedFlags = try value(.undefinedFlags, undefinedFlags)
+        bitTestsVary = try value(.bitTestsVary, bitTestsVary)
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try value(.halvesSysenter, halvesSysenter)
         faultsWithoutResume = try value(.faultsWithoutResume, faultsWithoutResume)

@@ -2,8 +2,8 @@
 /// that takes over from another must leave the same.
 ///
 /// As it is made: the ways of AMD processors of family 19h, measured. QEMU's emulated processors have the other ways.
-/// What is measured for a trace is in its CPU model. Not measured: BT and its kin, which QEMU lets change AF and OF
-/// depending on how it has translated the code around; RCL and RCR by more than 1.
+/// What is measured for a trace is in its CPU model. BT and its kin: `ProcessorProfile.bitTestsVary`. Not measured: RCL and RCR
+/// by more than 1.
 public struct UndefinedFlags: Codable, Equatable, Sendable {
     /// MUL and IMUL: SF, ZF and PF are of the lower half of the product, and AF is 0. Otherwise all four stay.
     public var multiplicationSetsResult = false

@@ -8,6 +8,7 @@ public final class KVMEngine: Engine {
     public let capabilities: EngineCapabilities
     public let memory: GuestMemory
     private let model: CPUModel
+    public var profile: ProcessorProfile { model.profile }
 
     let vm: KVMVirtualMachine
     let vcpu: KVMVirtualCPU

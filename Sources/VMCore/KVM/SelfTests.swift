@@ -57,6 +57,7 @@ public struct SelfTests {
     private func profile() throws(HostError) -> ProcessorProfile {
         var found = ProcessorProfile()
         found.undefinedFlags = try undefinedFlags()
+        found.bitTestsVary = try bitTestsVary()
         (found.mxcsrMask, found.unwrittenBySave) = try savedArea()
         found.halvesSysenter = try sysenterIsHalved()
         found.faultsWithoutResume = try faultsWithoutResume()
@@ -223,13 +224,23 @@ public struct SelfTests {
     }
 
     /// The arithmetic flags after `code` at CPL 3, which KVMs that emulate kernel code execute too. Before it all of them
-    /// are `set`, or none is.
-    private func flags(after code: [UInt8], allSet set: Bool) throws(HostError) -> UInt64? {
+    /// are `set`, or none is. The code makes so many exits.
+    private func flags(after code: [UInt8], allSet set: Bool, exits: Int = 0) throws(HostError) -> UInt64? {
         // PUSH flags; POPF; the code; PUSHF; POP RAX; OUT port, EAX
         let program: [UInt8] = [0x68, set ? 0xD7 : 0x02, set ? 0x08 : 0x00, 0, 0, 0x9D] + code
             + [0x9C, 0x58, 0xE7, Self.port]
-        guard case .exit(.portWrite, let value) = see(try machine(program, .long(user: true)), .none) else { return nil }
+        let engine = try machine(program, .long(user: true))
+        for _ in 0..<exits { _ = see(engine, .none) }
+        guard case .exit(.portWrite, let value) = see(engine, .none) else { return nil }
         return value & 0x8D5
+    }
+
+    /// Whether an exit before BT changes what it leaves in OF and AF.
+    private func bitTestsVary() throws(HostError) -> Bool {
+        // MOV EAX, 0x7FFFFFFF; INC EAX, which sets both; BT ECX, 0
+        let set: [UInt8] = [0xB8, 0xFF, 0xFF, 0xFF, 0x7F, 0xFF, 0xC0], test: [UInt8] = [0x0F, 0xBA, 0xE1, 0]
+        let exit: [UInt8] = [0xE6, Self.port]  // OUT port, AL
+        return try flags(after: set + test, allSet: false) != flags(after: set + exit + test, allSet: false, exits: 1)
     }
 
     /// A way that is neither of those known counts as the usual one.
@@ -420,9 +431,11 @@ public struct SelfTests {
         add("interrupt window", found.exactWindow, "exits at the first interruptible boundary",
             "exits late: interrupts enter at exits or anchors instead")
         add("breakpoint, CPL 0", found.breakpointKernel, "stops the guest for the monitor",
-            "doesn't hit: interrupts between exits wait for the next exit", gap: !found.stepKernel)
+            found.landsBySteps ? "doesn't hit: the soft engine finds positions between exits again"
+                : "doesn't hit: interrupts between exits wait for the next exit", gap: !found.stepKernel)
         add("breakpoint, CPL 3", found.breakpointUser, "stops the guest for the monitor",
-            "reaches the guest or is lost: user code gets its interrupts at exits")
+            found.landsBySteps ? "reaches the guest or is lost: the soft engine finds positions in user code again"
+                : "reaches the guest or is lost: user code gets its interrupts at exits")
         add("single-step, CPL 0", found.stepKernel, "one instruction at a time", "doesn't stop")
         add("single-step, CPL 3", found.stepUser, "one instruction at a time",
             "reaches the guest or is lost: no stepping through user code")
@@ -437,6 +450,8 @@ public struct SelfTests {
             name: "undefined flags", outcome: .works,
             detail: found.profile.undefinedFlags == UndefinedFlags() ? "as AMD's family 19h leaves them" : "not as AMD's family 19h "
                 + "leaves them; the trace says how, and the soft engine does the same"))
+        add("bit tests", !found.profile.bitTestsVary, "BT leaves the same flags each time",
+            "BT leaves OF and AF to chance: replay gives them their recorded values where interrupts enter between exits")
         add("MSR filter", try msrFilterWorks(), "RDMSR of the timestamp counter comes to the monitor",
             "MSR reads can't be recorded", gap: true)
         add("RDTSC at CPL 3", try timestampIsTrappable(), "can be made to fault by a kernel (CR4.TSD), not by the monitor: a "

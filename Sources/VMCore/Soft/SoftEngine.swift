@@ -8,6 +8,7 @@ public final class SoftEngine: Engine {
     public let name = "soft"
     public let capabilities = EngineCapabilities.all
     public let memory: GuestMemory
+    public var profile: ProcessorProfile { core.s.profile }
 
     let core: Core
     private let kick = KickFlag()

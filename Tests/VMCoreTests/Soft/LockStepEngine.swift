@@ -14,6 +14,7 @@ final class LockStepEngine: Engine {
     let reference: any Engine
     let subject: SoftEngine
     var memory: GuestMemory { reference.memory }
+    var profile: ProcessorProfile { subject.profile }
     private(set) var steps = 0
     private var delivers = false
     private var exit: Exit?
