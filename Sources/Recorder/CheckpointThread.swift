@@ -77,9 +77,6 @@ final class CheckpointThread: @unchecked Sendable {
     /// Nanoseconds of processor time that the thread has taken.
     private let spent = Atomic<UInt64>(0)
 
-    /// Processor time that the thread has taken since the last call.
-    func takeSpent() -> Nanoseconds { Nanoseconds(spent.exchange(0, ordering: .relaxed)) }
-
     /// `digests` are those of memory as the writer's last checkpoint has it. They are the thread's from now on.
     init(writer: TraceWriter, digests: MemoryDigestTable, map: MemoryLayoutMap) {
         self.writer = writer
@@ -91,6 +88,9 @@ final class CheckpointThread: @unchecked Sendable {
     }
 
     // MARK: For the vCPU's thread
+
+    /// Processor time that the thread has taken since the last call.
+    func takeSpent() -> Nanoseconds { Nanoseconds(spent.exchange(0, ordering: .relaxed)) }
 
     /// An empty block; waits for one where all are on their way.
     func takeBlock() -> PageBlock {

@@ -64,7 +64,8 @@ public final class RecordingEnvironment: Environment {
             try writer.append(EventIdentity(kind: .time, size: 8), value: lastTime.rawValue)
         }
         guestTime = Nanoseconds(0)
-        running = hostTime()
+        // An engine that counts instructions needs no clock.
+        if !live.isExact { running = hostTime() }
     }
 
     public var wantsEntry: Bool { live.wantsEntry || checkIsDue || checkpointIsDue || endRequestedAt != nil }
@@ -72,8 +73,8 @@ public final class RecordingEnvironment: Environment {
 
     public func entry(at point: EntryPoint, of machine: Machine) throws -> Entry {
         // Only what the guest runs counts, for that is what replay lets it run: not what is done here, a checkpoint say.
-        if point != .exit { guestTime = guestTime + (hostTime() - running) }
-        defer { running = hostTime() }
+        if !live.isExact, point != .exit { guestTime = guestTime + (hostTime() - running) }
+        defer { if !live.isExact { running = hostTime() } }
         // Before anything else enters: the first time that an exit is asked about.
         if checkpointIsDue, point == .exit, !hasFaulted {
             checkpointIsDue = false

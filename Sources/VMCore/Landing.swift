@@ -188,12 +188,10 @@ struct Landing {
         }
         // Not at each arrival: there may be millions, and asking the clock takes longer than the way between two.
         soft.armKick(at: min(until, hostTime() + Self.attention))
-        soft.wantedSum = anchor.general
-        soft.passedArrivals = 0
+        soft.filterArrivals(sum: anchor.general)
         defer {
             soft.armKick(at: nil)
-            soft.wantedSum = 0
-            statistics.arrivals += soft.passedArrivals
+            statistics.arrivals += soft.endFilter()
         }
         while true {
             switch try soft.enter(until: .breakpoint(anchor.rip)) {
@@ -212,17 +210,15 @@ struct Landing {
     }
 
     /// Where KVM can't stop at breakpoints: lets it run freely for most of the way, the soft engine for the rest; over again
-    /// from an earlier moment after each overshoot. Nil, with all as it was, when no free run is left.
+    /// from an earlier moment after each overshoot, as long as that gains more than it costs to be behind the anchor once more.
+    /// Nil, with all as it was, when no free run is left.
     private func runAndAssist(_ assistant: Assistant, _ statistics: inout LandingStatistics) throws -> Outcome? {
         var lead = min(statistics.lead, Nanoseconds(anchor.elapsed.rawValue / 3))
         guard anchor.elapsed > lead + Self.shortestFreeRun else { return nil }
         let start = try engine.state()
         let watch = try machine.watch.get()
         try watch.mark()
-        var isFirst = true
-        // Running freely again has to gain more than it costs to be behind the anchor once more.
-        while isFirst || anchor.elapsed.rawValue > 4 * lead.rawValue {
-            isFirst = false
+        repeat {
             var outcome = try runFreely(for: anchor.elapsed - lead)
             if case .interrupted? = outcome { return .interrupted }
             if outcome == nil {
@@ -241,7 +237,7 @@ struct Landing {
                 }
             }
             try rewind(to: start, watch, widening: &lead, &statistics)
-        }
+        } while anchor.elapsed.rawValue > 4 * lead.rawValue
         return nil
     }
 
@@ -307,12 +303,8 @@ struct Landing {
         if try machine.isAt(anchor) { return .landed }
         // Millions of arrivals cost little where they are told apart before they come here.
         let soft = engine as? SoftEngine
-        soft?.wantedSum = anchor.general
-        soft?.passedArrivals = 0
-        defer {
-            soft?.wantedSum = 0
-            statistics.arrivals += soft?.passedArrivals ?? 0
-        }
+        soft?.filterArrivals(sum: anchor.general)
+        defer { statistics.arrivals += soft?.endFilter() ?? 0 }
         let stop: StopCondition =
             engine.capabilities.breakpointKernel ? .breakpoint(anchor.rip) : .step
         if stop == .step, !engine.capabilities.stepKernel {

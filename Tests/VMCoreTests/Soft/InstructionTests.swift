@@ -306,13 +306,13 @@ import VMCore
         let engine = try SoftMachine([0x40, 0x43, 0xEB, 0xFC]).engine
         var wanted = try engine.registers().general
         (wanted.rax, wanted.rbx) = (1000, 999)
-        engine.wantedSum = wanted.sum
+        engine.filterArrivals(sum: wanted.sum)
         engine.armKick(at: hostTime() + .seconds(5))
         guard case .debug = try engine.enter(until: .breakpoint(SoftMachine.start + 1)) else { throw SoftMachine.Late() }
         wanted.rip = SoftMachine.start + 1
         #expect(try engine.registers().general.rax == 1000)
         #expect(try engine.registers().general.rbx == 999)
-        #expect(engine.passedArrivals == 999)
+        #expect(engine.endFilter() == 999)
     }
 
     /// The exits up to the report.
