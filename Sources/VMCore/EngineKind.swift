@@ -34,10 +34,12 @@ public enum EngineHost: Sendable {
         }
     }
 
-    /// Adds to a model what the processor here does in its own way, so that the soft engine can do the same.
-    func describe(_ model: inout CPUModel) {
-        guard case .kvm(_, let capabilities) = self else { return }
-        model.profile = capabilities.profile
+    /// The ways of the processor here; nil for the soft engine, which has those that it is given.
+    public var profile: ProcessorProfile? {
+        switch self {
+        case .kvm(_, let capabilities): capabilities.profile
+        case .soft: nil
+        }
     }
 
     /// How guests see time stamps here where nobody says otherwise.

@@ -23,6 +23,8 @@ public struct MachineConfiguration: Sendable {
     public var image: GuestImage
     public var memoryBytes: UInt64
     public var cpuModel = "auto"
+    /// The ways of the processor that the soft engine is; a KVM has its own.
+    public var profile = ProcessorProfile()
     /// Nil for what suits the engine.
     public var timestamps: TimestampPolicy?
     public var testDevice = false
@@ -97,7 +99,7 @@ extension MachineConfiguration {
         let loaded = try load(into: memory, timestamps, on: host)
         if acpi { ACPITables().write(into: memory) }
         var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
-        host.describe(&model)
+        model.profile = host.profile ?? profile
         let engine = try host.makeEngine(memory: memory, model: model,
                                          trapsTimestamps: timestamps == .trap || !loaded.sites.isEmpty)
         try engine.setState(loaded.boot.state)

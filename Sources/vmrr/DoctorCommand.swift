@@ -72,6 +72,19 @@ struct DoctorCommand: ParsableCommand {
         }
     }
 
+    private func report(_ flags: UndefinedFlags) -> JSON {
+        [
+            "multiplication_sets_result": .bool(flags.multiplicationSetsResult),
+            "multiplication_clears_zero": .bool(flags.multiplicationClearsZero),
+            "division_keeps_all": .bool(flags.divisionKeepsAll), "shift_sets_auxiliary": .bool(flags.shiftSetsAuxiliary),
+            "shifts_overflow_at_once": .bool(flags.shiftsOverflowAtOnce),
+            "rotations_keep_overflow": .bool(flags.rotationsKeepOverflow),
+            "double_shifts_return": .bool(flags.doubleShiftsReturn),
+            "bit_manipulation_clears": .bool(flags.bitManipulationClears),
+            "scan_tests_source": .bool(flags.scanTestsSource), "scan_sets_result": .bool(flags.scanSetsResult),
+        ]
+    }
+
     private func report(_ findings: Findings) -> JSON {
         let capabilities = findings.capabilities ?? EngineCapabilities(), profile = capabilities.profile
         return [
@@ -85,16 +98,16 @@ struct DoctorCommand: ParsableCommand {
                 "step_to_user": .bool(capabilities.stepToUser), "resume_flag": .bool(capabilities.resumeFlag),
             ],
             "processor_profile": [
-                "multiplication_sets_result": .bool(profile.undefinedFlags.multiplicationSetsResult),
-                "division_keeps_all": .bool(profile.undefinedFlags.divisionKeepsAll),
-                "shift_sets_auxiliary": .bool(profile.undefinedFlags.shiftSetsAuxiliary),
-                "scan_tests_source": .bool(profile.undefinedFlags.scanTestsSource),
+                "undefined_flags": report(profile.undefinedFlags),
+                "undefined_flags_user": profile.userFlags.map { report($0) } ?? .null,
                 "bit_tests_vary": .bool(profile.bitTestsVary),
                 "mxcsr_mask": profile.mxcsrMask.map { .integer(Int64($0)) } ?? .null,
                 "halves_sysenter": .bool(profile.halvesSysenter),
                 "faults_without_resume": .integer(Int64(profile.faultsWithoutResume)),
                 "transfers_set_accessed": .bool(profile.transfersSetAccessed),
                 "unwritten_by_save": .integer(Int64(profile.unwrittenBySave)),
+                "keeps_last_instruction": .bool(profile.keepsLastInstruction),
+                "halves_last_instruction": .bool(profile.halvesLastInstruction),
                 "reads_before_modifying": .bool(profile.readsBeforeModifying),
                 "loses_interrupt_shadow": .bool(capabilities.losesInterruptShadow),
             ],

@@ -1,4 +1,5 @@
 import ArgumentParser
+import Recorder
 import Trace
 import VMCore
 
@@ -19,19 +20,43 @@ struct EngineOption: ParsableArguments {
     /// - Parameter trace: what the trace that is to be replayed says of itself; nil for a guest that runs live.
     func open(for trace: TraceDescription? = nil) throws -> EngineHost {
         switch choice {
-        case .kvm: return try EngineHost.openKVM()
+        case .kvm:
+            let kvm = try EngineHost.openKVM()
+            if let trace, let difference = Self.difference(of: trace, from: kvm) {
+                say("vmrr: \(difference): a divergence may come of it; --engine soft does as the trace says")
+            }
+            return kvm
         case .soft: return .soft
         case .auto, nil: break
         }
         // Its own traces it replays without a search, and what KVM can't give back isn't tried there.
         if let trace, trace.timestamps == .record || choice == nil && trace.engine == EngineKind.soft.rawValue { return .soft }
         guard let kvm = try Self.openKVM() else { return .soft }
+        if let trace, let difference = Self.difference(of: trace, from: kvm) {
+            guard Self.canBeSoft(trace) else {
+                say("vmrr: \(difference): a divergence may come of it")
+                return kvm
+            }
+            say("vmrr: \(difference): engine soft, which does as the trace says")
+            return .soft
+        }
         guard choice == .auto else { return kvm }
         let (fast, slow) = (try EngineSpeed(of: .soft), try EngineSpeed(of: kvm))
         let isSoft = fast.instructionsPerSecond > slow.instructionsPerSecond
         say("vmrr: engine \(isSoft ? "soft" : "kvm"): kernel code takes \(slow.text) under KVM here, \(fast.text) in the "
             + "soft engine")
         return isSoft ? .soft : kvm
+    }
+
+    /// In what way the processor here isn't the one of a recording, in words; nil where they are alike.
+    private static func difference(of trace: TraceDescription, from host: EngineHost) -> String? {
+        guard let here = host.profile, here != trace.cpuModel.profile else { return nil }
+        let other = trace.engine == EngineKind.kvm.rawValue ? trace.hostCPU : "the trace's processor"
+        return "what the manuals leave undefined, such as some flags, \(other) does otherwise than \(Host.cpuName) here"
+    }
+
+    private static func canBeSoft(_ trace: TraceDescription) -> Bool {
+        (try? trace.cpuModel.check(against: EngineHost.soft.supportedFeatures(), timestamps: trace.timestamps)) != nil
     }
 
     /// Nil where KVM is missing or out of reach, which the user is told.

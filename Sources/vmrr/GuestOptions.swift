@@ -40,6 +40,16 @@ struct GuestOptions: ParsableArguments {
 
     @OptionGroup var engine: EngineOption
 
+    @Option(help: ArgumentHelp("With --engine soft: whose ways the processor has in what the manuals leave undefined, such as some "
+        + "flags. A recording replays under a KVM on a processor of the same ways; with amd, intel or qemu it is the same "
+        + "on each host. Default: those of the processor under KVM here, amd where there is no KVM.",
+        valueName: "host|amd|intel|qemu"))
+    var processor: Processor = .host
+
+    enum Processor: String, CaseIterable, ExpressibleByArgument {
+        case host, amd, intel, qemu
+    }
+
     @Option(help: ArgumentHelp("hide: no timestamp counter in CPUID; trap: replace RDTSC and RDTSCP in the loaded image "
         + "by recorded port reads; pass: the host's counter, unrecorded; record: with --engine soft, and its default, each read "
         + "is recorded.", valueName: "hide|trap|pass|record"))
@@ -91,6 +101,11 @@ struct GuestOptions: ParsableArguments {
         configuration.cpuModel = cpu
         configuration.testDevice = device.contains("testdev")
         if let timestamps { configuration.timestamps = timestamps }
+        if let known = ProcessorProfile.Known(rawValue: processor.rawValue) {
+            configuration.profile = ProcessorProfile(of: known)
+        } else if engine.choice == .soft, let host = try? EngineHost.openKVM(), let profile = host.profile {
+            configuration.profile = profile
+        }
         return configuration
     }
 

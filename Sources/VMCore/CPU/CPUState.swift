@@ -122,8 +122,8 @@ public struct DebugRegisters: Equatable, Sendable {
 
 /// x87, SSE and AVX registers.
 ///
-/// The last-instruction pointers (FIP, FDP, FOP) are no part of the state: AMD processors don't save them unless an
-/// exception is pending, so that a host's context switch changes them. Source: AMD APM Vol. 2, 11.4.4.
+/// The last-instruction pointers (FIP, FDP, FOP) are part of the state only on processors that keep them: AMD's don't save them
+/// unless an exception is pending, so that a host's context switch changes them. Source: AMD APM Vol. 2, 11.4.4.
 public struct FloatingPointState: Equatable, Sendable {
     public var controlWord: UInt16 = 0x37F
     public var statusWord: UInt16 = 0
@@ -136,6 +136,13 @@ public struct FloatingPointState: Equatable, Sendable {
     public var xmm = [UInt8](repeating: 0, count: 256)
     /// The upper halves of YMM0–YMM15, 16 bytes each.
     public var ymmHigh = [UInt8](repeating: 0, count: 256)
+    /// Where the last x87 instruction is that isn't one of control, and its operand; its opcode of 11 bits. All 0 where the
+    /// processor doesn't keep them: `ProcessorProfile.keepsLastInstruction`.
+    public var lastInstruction: UInt64 = 0
+    public var lastOperand: UInt64 = 0
+    public var lastOpcode: UInt16 = 0
+
+    var hasLastInstruction: Bool { lastInstruction | lastOperand | UInt64(lastOpcode) != 0 }
 
     public init() {}
 }

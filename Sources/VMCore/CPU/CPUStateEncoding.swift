@@ -76,6 +76,12 @@ extension FieldVisitor {
         bytes(&f.ymmHigh)
     }
 
+    mutating func visitLastInstruction(_ f: inout FloatingPointState) {
+        field(&f.lastInstruction)
+        field(&f.lastOperand)
+        field(&f.lastOpcode)
+    }
+
     mutating func visit(_ e: inout EventState) {
         flag(&e.exceptionInjected)
         flag(&e.exceptionPending)
@@ -154,32 +160,40 @@ private struct Decoder: FieldVisitor {
 }
 
 extension CPUState {
+    /// What lies behind all else, in this order: each adds to the version.
     private static let encodingVersion: UInt8 = 1
-    /// With the timestamp counter behind all else.
-    private static let encodingVersionWithCounter: UInt8 = 2
+    private static let counter: UInt8 = 1
+    private static let lastInstruction: UInt8 = 2
 
     /// The state as bytes, the same for equal states.
     public func encoded() -> [UInt8] {
         var encoder = Encoder()
         encoder.output.reserveCapacity(1200)
-        encoder.output.append(timestampCounter == nil ? Self.encodingVersion : Self.encodingVersionWithCounter)
+        let hasLast = floatingPoint.hasLastInstruction
+        encoder.output.append(Self.encodingVersion + (timestampCounter == nil ? 0 : Self.counter) + (hasLast ? Self.lastInstruction : 0))
         var copy = self
         encoder.visit(&copy)
         if var counter = timestampCounter { encoder.field(&counter) }
+        if hasLast { encoder.visitLastInstruction(&copy.floatingPoint) }
         return encoder.output
     }
 
     /// Nil when the bytes aren't a state that `encoded` could have made.
     public init?(encoded: [UInt8]) {
-        let hasCounter = encoded.first == Self.encodingVersionWithCounter
-        guard hasCounter || encoded.first == Self.encodingVersion else { return nil }
+        guard let version = encoded.first, case 0...3 = version &- Self.encodingVersion else { return nil }
+        let more = version - Self.encodingVersion
         self.init()
         var decoder = Decoder(input: encoded.dropFirst())
         decoder.visit(&self)
-        if hasCounter {
+        if more & Self.counter != 0 {
             var counter: UInt64 = 0
             decoder.field(&counter)
             timestampCounter = counter
+        }
+        if more & Self.lastInstruction != 0 {
+            decoder.visitLastInstruction(&floatingPoint)
+            // Equal states have equal bytes.
+            if !floatingPoint.hasLastInstruction { return nil }
         }
         guard !decoder.failed, decoder.input.isEmpty else { return nil }
     }

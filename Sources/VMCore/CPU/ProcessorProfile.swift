@@ -4,6 +4,8 @@
 /// As it is made, and where a trace says nothing: the ways of AMD's processors, which vmrr had before it measured.
 public struct ProcessorProfile: Codable, Equatable, Sendable {
     public var undefinedFlags = UndefinedFlags()
+    /// The same for 64-bit code at CPL 3 where it differs: some KVMs emulate all other code.
+    public var userFlags: UndefinedFlags?
     /// Whether BT, BTS, BTR and BTC leave OF and AF to chance: QEMU's emulated processors clear both where they translated the
     /// instruction together with the one before that set the flags, and keep both where something came between, such as an
     /// interrupt of the host's.
@@ -20,6 +22,11 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
     public var transfersSetAccessed = true
     /// What FXSAVE and XSAVE leave as it was in the part of their area that the x87 has, a bit each: `UnwrittenBySave`.
     public var unwrittenBySave: UInt8 = 0
+    /// Whether FXSAVE and its kind store where the last x87 instruction was, as Intel's processors do. AMD's do so only while an
+    /// exception waits, and KVM loses it there. Source: AMD APM Vol. 2, 11.4.4.
+    public var keepsLastInstruction = false
+    /// FXSAVE64 and FXRSTOR64 outside 64-bit code of CPL 3 have the lower half of it alone: KVM's emulator has no others.
+    public var halvesLastInstruction = false
     /// Whether an instruction that modifies memory faults as a read where it can't even read there, before it faults as a
     /// write: QEMU's emulated processors load and store one after the other. Others make one access that writes. Source for
     /// the error code: Intel SDM Vol. 3A, 4.7.
@@ -27,18 +34,62 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
 
     public init() {}
 
+    /// Processors whose ways are known without trying them out.
+    public enum Known: String, CaseIterable, Sendable {
+        /// AMD's of family 19h.
+        case amd
+        /// Intel's of family 6, model 207.
+        case intel
+        /// What QEMU 7.2 emulates, with its own KVM's ways.
+        case qemu
+    }
+
+    public init(of known: Known) {
+        switch known {
+        case .amd: break
+        case .intel:
+            undefinedFlags.multiplicationSetsResult = true
+            undefinedFlags.multiplicationClearsZero = true
+            undefinedFlags.divisionKeepsAll = true
+            undefinedFlags.shiftSetsAuxiliary = false
+            undefinedFlags.shiftsOverflowAtOnce = true
+            undefinedFlags.rotationsKeepOverflow = true
+            undefinedFlags.doubleShiftsReturn = true
+            undefinedFlags.bitManipulationClears = true
+            undefinedFlags.scanSetsResult = true
+            mxcsrMask = 0xFFFF
+            keepsLastInstruction = true
+        case .qemu:
+            undefinedFlags.multiplicationSetsResult = true
+            undefinedFlags.divisionKeepsAll = true
+            undefinedFlags.shiftSetsAuxiliary = false
+            undefinedFlags.doubleShiftsReturn = true
+            undefinedFlags.scanTestsSource = true
+            bitTestsVary = true
+            mxcsrMask = 0xFFFF
+            halvesSysenter = true
+            faultsWithoutResume = ~(1 << 6)
+            transfersSetAccessed = false
+            unwrittenBySave = UnwrittenBySave.tagPadding | UnwrittenBySave.registerPadding
+            readsBeforeModifying = true
+        }
+    }
+
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
         func value<T: Decodable>(_ key: CodingKeys, _ fallback: T) throws -> T {
             try values.decodeIfPresent(T.self, forKey: key) ?? fallback
         }
         undefinedFlags = try value(.undefinedFlags, undefinedFlags)
+        userFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .userFlags)
         bitTestsVary = try value(.bitTestsVary, bitTestsVary)
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try value(.halvesSysenter, halvesSysenter)
         faultsWithoutResume = try value(.faultsWithoutResume, faultsWithoutResume)
         transfersSetAccessed = try value(.transfersSetAccessed, transfersSetAccessed)
         unwrittenBySave = try value(.unwrittenBySave, unwrittenBySave)
+        keepsLastInstruction = try value(.keepsLastInstruction, keepsLastInstruction)
+        halvesLastInstruction = try value(.halvesLastInstruction, halvesLastInstruction)
         readsBeforeModifying = try value(.readsBeforeModifying, readsBeforeModifying)
     }
 }

@@ -412,7 +412,8 @@ public final class KVMEngine: Engine {
                 state.core = CoreRegisters(try vcpu.registers(), try vcpu.specialRegisters())
                 state.events = EventState(try vcpu.events())
             }
-            try vcpu.readRest(of: &state, debug: currentDebugRegisters(), withAVX: hasXSave, area: xsaveArea)
+            try vcpu.readRest(of: &state, debug: currentDebugRegisters(), withAVX: hasXSave,
+                              keepsLastInstruction: model.profile.keepsLastInstruction, area: xsaveArea)
             state.control.cr8 = UInt64(taskPriority)
             // What a guest has written is read in full, but only the lower half is ever restored.
             if model.profile.halvesSysenter {

@@ -148,7 +148,7 @@ extension FloatingPointState {
     private static let ymmOffset = 576
 
     /// Reads a standard-format XSAVE area of 4096 bytes. Components in their initial configuration read as that.
-    init(xsave area: UnsafeRawPointer) {
+    init(xsave area: UnsafeRawPointer, keepsLastInstruction: Bool) {
         self.init()
         let present = area.load(fromByteOffset: Self.headerOffset, as: UInt64.self)
         mxcsr = area.load(fromByteOffset: 24, as: UInt32.self)
@@ -156,6 +156,11 @@ extension FloatingPointState {
             controlWord = area.load(fromByteOffset: 0, as: UInt16.self)
             statusWord = area.load(fromByteOffset: 2, as: UInt16.self)
             tags = area.load(fromByteOffset: 4, as: UInt8.self)
+            if keepsLastInstruction {
+                lastOpcode = area.load(fromByteOffset: 6, as: UInt16.self) & 0x7FF
+                lastInstruction = area.load(fromByteOffset: 8, as: UInt64.self)
+                lastOperand = area.load(fromByteOffset: 16, as: UInt64.self)
+            }
             for i in 0..<8 {
                 for j in 0..<10 { st[10 * i + j] = area.load(fromByteOffset: Self.stOffset + 16 * i + j, as: UInt8.self) }
             }
@@ -173,6 +178,9 @@ extension FloatingPointState {
         area.storeBytes(of: controlWord, toByteOffset: 0, as: UInt16.self)
         area.storeBytes(of: statusWord, toByteOffset: 2, as: UInt16.self)
         area.storeBytes(of: tags, toByteOffset: 4, as: UInt8.self)
+        area.storeBytes(of: lastOpcode, toByteOffset: 6, as: UInt16.self)
+        area.storeBytes(of: lastInstruction, toByteOffset: 8, as: UInt64.self)
+        area.storeBytes(of: lastOperand, toByteOffset: 16, as: UInt64.self)
         area.storeBytes(of: mxcsr, toByteOffset: 24, as: UInt32.self)
         for i in 0..<8 {
             for j in 0..<10 { area.storeBytes(of: st[10 * i + j], toByteOffset: Self.stOffset + 16 * i + j, as: UInt8.self) }
@@ -190,13 +198,13 @@ extension FloatingPointState {
 extension KVMVirtualCPU {
     /// What `CoreRegisters` and `EventState` don't hold. The vCPU is between two instructions: no exit waits for its
     /// completion. Without the kernel's interrupt controller a vCPU that has executed HLT is runnable.
-    func readRest(of state: inout CPUState, debug: kvm_debugregs, withAVX: Bool, area: UnsafeMutableRawPointer)
-        throws(SystemCallError) {
+    func readRest(of state: inout CPUState, debug: kvm_debugregs, withAVX: Bool, keepsLastInstruction: Bool,
+                  area: UnsafeMutableRawPointer) throws(SystemCallError) {
         state.debug.address = SIMD4(debug.db.0, debug.db.1, debug.db.2, debug.db.3)
         state.debug.dr6 = debug.dr6
         state.debug.dr7 = debug.dr7
         try getXSave(area)
-        state.floatingPoint = FloatingPointState(xsave: area)
+        state.floatingPoint = FloatingPointState(xsave: area, keepsLastInstruction: keepsLastInstruction)
         if withAVX {
             state.control.xcr0 = try extendedControl().xcrs.0.value
         } else {

@@ -56,9 +56,13 @@ public struct SelfTests {
 
     private func profile() throws(HostError) -> ProcessorProfile {
         var found = ProcessorProfile()
-        found.undefinedFlags = try undefinedFlags()
+        found.undefinedFlags = try undefinedFlags(user: false)
+        let user = try undefinedFlags(user: true)
+        if user != found.undefinedFlags { found.userFlags = user }
         found.bitTestsVary = try bitTestsVary()
         (found.mxcsrMask, found.unwrittenBySave) = try savedArea()
+        found.keepsLastInstruction = try keptLastInstruction(user: true) != 0
+        found.halvesLastInstruction = try keptLastInstruction(user: false) >> 32 == 0 && found.keepsLastInstruction
         found.halvesSysenter = try sysenterIsHalved()
         found.faultsWithoutResume = try faultsWithoutResume()
         found.transfersSetAccessed = try transferSetsAccessed()
@@ -223,16 +227,24 @@ public struct SelfTests {
         return Int32(bitPattern: engine.vcpu.run.pointee.exit_reason) == KVM_EXIT_IO
     }
 
-    /// The arithmetic flags after `code` at CPL 3, which KVMs that emulate kernel code execute too. Before it all of them
-    /// are `set`, or none is. The code makes so many exits.
-    private func flags(after code: [UInt8], allSet set: Bool, exits: Int = 0) throws(HostError) -> UInt64? {
+    /// The arithmetic flags after each of some pieces of code in 64-bit mode, in one guest; nil for the piece that faults and all
+    /// behind it. Before each all flags are set, or none is. A piece may make exits of its own.
+    private func flags(after pieces: [(code: [UInt8], allSet: Bool, exits: Int)], user: Bool) throws(HostError) -> [UInt64?] {
         // PUSH flags; POPF; the code; PUSHF; POP RAX; OUT port, EAX
-        let program: [UInt8] = [0x68, set ? 0xD7 : 0x02, set ? 0x08 : 0x00, 0, 0, 0x9D] + code
-            + [0x9C, 0x58, 0xE7, Self.port]
-        let engine = try machine(program, .long(user: true))
-        for _ in 0..<exits { _ = see(engine, .none) }
-        guard case .exit(.portWrite, let value) = see(engine, .none) else { return nil }
-        return value & 0x8D5
+        var program: [UInt8] = []
+        for piece in pieces {
+            program += [0x68, piece.allSet ? 0xD7 : 0x02, piece.allSet ? 0x08 : 0x00, 0, 0, 0x9D] + piece.code
+            program += [0x9C, 0x58, 0xE7, Self.port]
+        }
+        // The handler reports what no flags are: bit 1 of RFLAGS is always set.
+        let engine = try machine(program + [0x0F, 0x0B], .long(user: user), handler: report(0x01) + [0x0F, 0x0B])
+        var found: [UInt64?] = []
+        for piece in pieces {
+            for _ in 0..<piece.exits { _ = see(engine, .none) }
+            guard case .exit(.portWrite, let value) = see(engine, .none), value != 0x01 else { break }
+            found.append(value & 0x8D5)
+        }
+        return found + [UInt64?](repeating: nil, count: pieces.count - found.count)
     }
 
     /// Whether an exit before BT changes what it leaves in OF and AF.
@@ -240,23 +252,48 @@ public struct SelfTests {
         // MOV EAX, 0x7FFFFFFF; INC EAX, which sets both; BT ECX, 0
         let set: [UInt8] = [0xB8, 0xFF, 0xFF, 0xFF, 0x7F, 0xFF, 0xC0], test: [UInt8] = [0x0F, 0xBA, 0xE1, 0]
         let exit: [UInt8] = [0xE6, Self.port]  // OUT port, AL
-        return try flags(after: set + test, allSet: false) != flags(after: set + exit + test, allSet: false, exits: 1)
+        let found = try flags(after: [(set + test, false, 0), (set + exit + test, false, 1)], user: true)
+        return found[0] != found[1]
     }
 
-    /// A way that is neither of those known counts as the usual one.
-    private func undefinedFlags() throws(HostError) -> UndefinedFlags {
+    /// A way that is none of those known counts as the usual one.
+    private func undefinedFlags(user: Bool) throws(HostError) -> UndefinedFlags {
         var found = UndefinedFlags()
-        // MOV EAX, 3; LEA ECX, [RAX + 2]; IMUL EAX, ECX: the product has an even number of bits set.
-        found.multiplicationSetsResult
-            = try flags(after: [0xB8, 3, 0, 0, 0, 0x8D, 0x48, 2, 0x0F, 0xAF, 0xC1], allSet: true) == 0x04
-        // MOV EAX, 7; MOV ECX, 2; MOV EDX, 0; DIV ECX
-        found.divisionKeepsAll
-            = try flags(after: [0xB8, 7, 0, 0, 0, 0xB9, 2, 0, 0, 0, 0xBA, 0, 0, 0, 0, 0xF7, 0xF1], allSet: true) == 0x8D5
-        // MOV EAX, 1; SHL EAX, 3
-        found.shiftSetsAuxiliary = try flags(after: [0xB8, 1, 0, 0, 0, 0xC1, 0xE0, 3], allSet: false) != 0
-        // MOV ECX, 0x80000001; BSF EAX, ECX
-        found.scanTestsSource = try flags(after: [0xB9, 1, 0, 0, 0x80, 0x0F, 0xBC, 0xC1], allSet: true) == 0x80
+        let flags = try flags(after: [
+            // MOV EAX, 3; LEA ECX, [RAX + 2]; IMUL EAX, ECX: the product has an even number of bits set.
+            ([0xB8, 3, 0, 0, 0, 0x8D, 0x48, 2, 0x0F, 0xAF, 0xC1], true, 0),
+            // XOR EAX, EAX; IMUL EAX, EAX
+            ([0x31, 0xC0, 0x0F, 0xAF, 0xC0], true, 0),
+            // MOV EAX, 7; MOV ECX, 2; MOV EDX, 0; DIV ECX
+            ([0xB8, 7, 0, 0, 0, 0xB9, 2, 0, 0, 0, 0xBA, 0, 0, 0, 0, 0xF7, 0xF1], true, 0),
+            // MOV EAX, 1; SHL EAX, 3
+            ([0xB8, 1, 0, 0, 0, 0xC1, 0xE0, 3], false, 0),
+            // MOV EAX, 0x80000000; SHL EAX, 3
+            ([0xB8, 0, 0, 0, 0x80, 0xC1, 0xE0, 3], false, 0),
+            // MOV EAX, 0; ROL EAX, 3
+            ([0xB8, 0, 0, 0, 0, 0xC1, 0xC0, 3], true, 0),
+            // MOV ECX, 0x80000001; BSF EAX, ECX
+            ([0xB9, 1, 0, 0, 0x80, 0x0F, 0xBC, 0xC1], true, 0),
+            // XOR EAX, EAX; MOV ECX, 3; ANDN EAX, EAX, ECX, which not all have
+            ([0x31, 0xC0, 0xB9, 3, 0, 0, 0, 0xC4, 0xE2, 0x78, 0xF2, 0xC1], true, 0),
+        ], user: user)
+        found.multiplicationSetsResult = flags[0] == 0x04
+        found.multiplicationClearsZero = found.multiplicationSetsResult && flags[1] == 0x04
+        found.divisionKeepsAll = flags[2] == 0x8D5
+        found.shiftSetsAuxiliary = flags[3] != 0
+        found.shiftsOverflowAtOnce = (flags[4] ?? 0) & RFlags.overflow != 0
+        found.rotationsKeepOverflow = (flags[5] ?? 0) & RFlags.overflow != 0
+        found.scanTestsSource = flags[6] == 0x80
+        found.scanSetsResult = flags[6] == 0x04
+        found.bitManipulationClears = flags[7] == 0
+        found.doubleShiftsReturn = try doubleShiftsReturn(user: user)
         return found
+    }
+
+    private func doubleShiftsReturn(user: Bool) throws(HostError) -> Bool {
+        // MOV EAX, 0x1234; XOR ECX, ECX; SHLD AX, CX, 20; OUT port, EAX
+        let code: [UInt8] = [0xB8, 0x34, 0x12, 0, 0, 0x31, 0xC9, 0x66, 0x0F, 0xA4, 0xC8, 20, 0xE7, Self.port]
+        return see(try machine(code, .long(user: user)), .none) == .exit(.portWrite, value: 1)
     }
 
     /// What FXSAVE at CPL 3 stores as the bits that MXCSR may have, nil where it stores none, and what it leaves as it was of the
@@ -279,6 +316,21 @@ public struct SelfTests {
         if isUnwritten(42..<48) { unwritten |= UnwrittenBySave.registerPadding }
         let mask = engine.memory.load(area + 28, as: UInt32.self) ?? 0
         return (mask == 0 ? nil : mask, unwritten)
+    }
+
+    /// What FXSAVE64 stores of where the last x87 instruction was, after FXRSTOR64 has loaded an address of 47 bits and the host
+    /// has had the processor.
+    private func keptLastInstruction(user: Bool) throws(HostError) -> UInt64 {
+        // FXRSTOR64 [0x9000]; OUT port, AL; FXSAVE64 [0x9400]
+        let engine = try machine([0x48, 0x0F, 0xAE, 0x0C, 0x25, 0, 0x90, 0, 0, 0xE6, Self.port]
+            + [0x48, 0x0F, 0xAE, 0x04, 0x25, 0, 0x94, 0, 0] + report(1), .long(user: user))
+        let area = GuestPhysicalAddress(0x9000), saved = GuestPhysicalAddress(0x9400)
+        engine.memory.write(UInt16(0x37F).bytes, at: area)
+        engine.memory.write(UInt64(0x7ABC_1234_5678).bytes, at: area + 8)
+        engine.memory.write(UInt32(0x1F80).bytes, at: area + 24)
+        _ = see(engine, .none)
+        guard see(engine, .none) == .exit(.portWrite, value: 1) else { return 0 }
+        return engine.memory.load(saved + 8, as: UInt64.self) ?? 0
     }
 
     /// Whether a page fault at CPL 3 of an instruction that modifies memory isn't one of a write. The locked form, too, is

@@ -66,6 +66,7 @@ extension Core {
             let shifted = start >= T.bits ? 0 : x >> T(start)
             let r = length >= T.bits ? shifted : shifted & ((1 << T(length)) &- 1)
             setReg(op.pointee.a, r)
+            guard !s.undefinedFlags.bitManipulationClears else { return setArithmetic(r == 0 ? Flag.zf : 0) }
             // AMD processors of family 19h set AF, clear SF, and set PF by the result: all three are undefined.
             setResult(r, cf: false, of: false, af: true)
             if sf { setArithmetic(rflags & Flag.arithmetic & ~Flag.sf) }
@@ -82,6 +83,7 @@ extension Core {
     private func setResult<T: Word>(_ result: T, carry: Bool) {
         // AF and PF are undefined: on AMD processors of family 19h AF is 0 and PF the result's.
         setResult(result, cf: carry, of: false, af: false)
+        if pf, s.undefinedFlags.bitManipulationClears { setArithmetic(rflags & Flag.arithmetic & ~Flag.pf) }
     }
 
     private func deposited<T: Word>(_ source: T, _ mask: T) -> T {

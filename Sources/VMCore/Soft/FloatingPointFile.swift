@@ -19,6 +19,9 @@ struct FloatingPointFile {
         /// As FNSAVE has it with 32-bit operands in protected mode. Source: Intel SDM Vol. 1, figures 8-9 and 8-11.
         static let x87 = 768
         static let mxcsr = 960
+        static let lastInstruction = 968
+        static let lastOperand = 976
+        static let lastOpcode = 984
     }
 
     /// Offsets in the x87's image.
@@ -50,6 +53,20 @@ struct FloatingPointFile {
     var mxcsr: UInt32 {
         get { raw.load(fromByteOffset: Offset.mxcsr, as: UInt32.self) }
         nonmutating set { raw.storeBytes(of: newValue, toByteOffset: Offset.mxcsr, as: UInt32.self) }
+    }
+
+    /// Of the x87: see `FloatingPointState`.
+    var lastInstruction: UInt64 {
+        get { raw.load(fromByteOffset: Offset.lastInstruction, as: UInt64.self) }
+        nonmutating set { raw.storeBytes(of: newValue, toByteOffset: Offset.lastInstruction, as: UInt64.self) }
+    }
+    var lastOperand: UInt64 {
+        get { raw.load(fromByteOffset: Offset.lastOperand, as: UInt64.self) }
+        nonmutating set { raw.storeBytes(of: newValue, toByteOffset: Offset.lastOperand, as: UInt64.self) }
+    }
+    var lastOpcode: UInt16 {
+        get { raw.load(fromByteOffset: Offset.lastOpcode, as: UInt16.self) }
+        nonmutating set { raw.storeBytes(of: newValue & 0x7FF, toByteOffset: Offset.lastOpcode, as: UInt16.self) }
     }
 
     // MARK: x87
@@ -86,7 +103,7 @@ struct FloatingPointFile {
     /// Executes an x87 instruction; see `chostfloat_x87` for the index. `flags` are the arithmetic ones alone.
     func execute(x87 index: UInt16, memory: UnsafeMutableRawPointer, flags: inout UInt64) {
         chostfloat_x87(UInt32(min(index, 575)), image, memory, &flags)
-        // Where the instruction was is no part of the state: see `FloatingPointState`.
+        // The host's instruction is none of the guest's.
         memset(image + Image.pointers, 0, Image.registers - Image.pointers)
     }
 
@@ -123,6 +140,7 @@ struct FloatingPointFile {
         status = state.statusWord
         tags = state.tags
         mxcsr = state.mxcsr
+        (lastInstruction, lastOperand, lastOpcode) = (state.lastInstruction, state.lastOperand, state.lastOpcode)
         for i in 0..<80 { (st(0) + i).storeBytes(of: i < state.st.count ? state.st[i] : 0, as: UInt8.self) }
         for i in 0..<256 {
             let place = vector(UInt8(i / 16)) + i % 16
@@ -138,6 +156,7 @@ struct FloatingPointFile {
         state.statusWord = status
         state.tags = tags
         state.mxcsr = mxcsr
+        (state.lastInstruction, state.lastOperand, state.lastOpcode) = (lastInstruction, lastOperand, lastOpcode)
         state.st = Array(UnsafeRawBufferPointer(start: st(0), count: 80))
         state.xmm = (0..<16).flatMap { UnsafeRawBufferPointer(start: vector($0), count: 16) }
         state.ymmHigh = (0..<16).flatMap { UnsafeRawBufferPointer(start: vector($0) + 16, count: 16) }

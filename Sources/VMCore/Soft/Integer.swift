@@ -220,15 +220,18 @@ extension Core {
     /// TZCNT and LZCNT change CF and ZF; what they leave in the others is undefined.
     private func setResultCarry<T: Word>(_ result: T, _ carry: Bool) {
         // OF stays as it was.
-        setArithmetic(rflags & Flag.of | (carry ? Flag.cf : 0) | (result == 0 ? Flag.zf : 0))
+        let kept = s.undefinedFlags.bitManipulationClears ? 0 : Flag.of
+        setArithmetic(rflags & kept | (carry ? Flag.cf : 0) | (result == 0 ? Flag.zf : 0))
     }
 
     // MARK: Multiplication and division
 
     /// The flags that a multiplication leaves: CF and OF say whether the upper half matters, the others are undefined.
     func setMultiplied<T: Word>(_ low: T, overflow: Bool) {
-        if s.profile.undefinedFlags.multiplicationSetsResult {
+        if s.undefinedFlags.multiplicationSetsResult {
             setResult(low, cf: overflow, of: overflow, af: false)
+            // Anything but 0 of which SF and PF are the same.
+            if low == 0, s.undefinedFlags.multiplicationClearsZero { s.result = 0x100 }
         } else {
             setCarryOverflow(overflow, overflow)
         }
@@ -236,7 +239,7 @@ extension Core {
 
     /// The flags that a division leaves: all are undefined.
     private func setDivided() {
-        guard !s.profile.undefinedFlags.divisionKeepsAll else { return }
+        guard !s.undefinedFlags.divisionKeepsAll else { return }
         setArithmetic(rflags & (Flag.cf | Flag.of) | Flag.af)
     }
 
@@ -327,51 +330,71 @@ extension Core {
             let n = T(count % bits)
             r = n == 0 ? a : a << n | a >> (T(bits) - n)
             try setFirst(op, r)
-            setCarryOverflow(r & 1 != 0, r.isNegative != (r & 1 != 0))
+            setCarryOverflow(r & 1 != 0, keepsOverflow(op, count) ? of : overflow(a, left: r, r & 1 != 0))
         case 1:  // ROR
             let n = T(count % bits)
             r = n == 0 ? a : a >> n | a << (T(bits) - n)
             try setFirst(op, r)
-            setCarryOverflow(r.isNegative, r.isNegative != (r << 1).isNegative)
+            setCarryOverflow(r.isNegative, keepsOverflow(op, count) ? of : overflow(a, right: r, incoming: a & 1 != 0))
         case 2:  // RCL
             let n = count % (bits + 1)
             var carry = cf
             r = a
+            if n == 0, s.undefinedFlags.shiftsOverflowAtOnce { return try setFirst(op, a) }
             for _ in 0..<n {
                 let out = r.isNegative
                 r = r << 1 | (carry ? 1 : 0)
                 carry = out
             }
             try setFirst(op, r)
-            setCarryOverflow(carry, r.isNegative != carry)
+            setCarryOverflow(carry, overflow(a, left: r, carry))
         case 3:  // RCR
             let n = count % (bits + 1)
-            var carry = cf
+            let incoming = cf
+            var carry = incoming
             r = a
+            if n == 0, s.undefinedFlags.shiftsOverflowAtOnce { return try setFirst(op, a) }
             for _ in 0..<n {
                 let out = r & 1 != 0
                 r = r >> 1 | (carry ? 1 << T(bits - 1) : 0)
                 carry = out
             }
             try setFirst(op, r)
-            setCarryOverflow(carry, r.isNegative != (r << 1).isNegative)
+            setCarryOverflow(carry, overflow(a, right: r, incoming: incoming))
         case 5:  // SHR
             r = count >= bits ? 0 : a >> T(count)
             let carry = count > bits ? false : a >> T(count - 1) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: (r << 1 ^ r).isNegative, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+            setResult(r, cf: carry, of: overflow(a, right: r, incoming: false), af: s.undefinedFlags.shiftSetsAuxiliary)
         case 7:  // SAR
             let wide = Int64(bitPattern: a.extended)
             r = T(truncatingIfNeeded: wide >> Int64(min(count, 63)))
             let carry = wide >> Int64(min(count - 1, 63)) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: false, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+            setResult(r, cf: carry, of: false, af: s.undefinedFlags.shiftSetsAuxiliary)
         default:  // SHL
             r = count >= bits ? 0 : a << T(count)
             let carry = count > bits ? false : a >> T(bits - count) & 1 != 0
             try setFirst(op, r)
-            setResult(r, cf: carry, of: r.isNegative != carry, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+            setResult(r, cf: carry, of: overflow(a, left: r, carry), af: s.undefinedFlags.shiftSetsAuxiliary)
         }
+    }
+
+    private func keepsOverflow(_ op: Op, _ count: UInt64) -> Bool {
+        s.undefinedFlags.rotationsKeepOverflow && count != 1 && op.pointee.form.has(MicroOp.Form.immediate)
+            && !op.pointee.form.has(MicroOp.Form.memoryA)
+    }
+
+    /// OF after `a` was shifted or rotated to the left, with `r` and `carry` as the result: defined for one bit alone.
+    @inline(__always)
+    func overflow<T: Word>(_ a: T, left r: T, _ carry: Bool) -> Bool {
+        s.undefinedFlags.shiftsOverflowAtOnce ? (a ^ a << 1).isNegative : r.isNegative != carry
+    }
+
+    /// The same to the right: `incoming` is the first bit that took the place of the uppermost one.
+    @inline(__always)
+    func overflow<T: Word>(_ a: T, right r: T, incoming: Bool) -> Bool {
+        s.undefinedFlags.shiftsOverflowAtOnce ? a.isNegative != incoming : (r ^ r << 1).isNegative
     }
 
     private func shiftDouble<T: Word>(_ op: Op, _ type: T.Type) throws(Trap) {
@@ -394,18 +417,28 @@ extension Core {
                 carry = a >> (n - 1) & 1 != 0
             }
         } else {
-            // Undefined; so do AMD processors of family 19h.
+            // Undefined.
             let n = T(count - bits)
-            carry = false
+            let returns = s.undefinedFlags.doubleShiftsReturn
+            let behind = returns ? a : b
             if isLeft {
-                r = b << n | b >> (T(bits) - n)
+                r = b << n | behind >> (T(bits) - n)
+                carry = returns && b >> (T(bits) - n) & 1 != 0
             } else {
-                r = b >> n | b << (T(bits) - n)
+                r = b >> n | behind << (T(bits) - n)
+                carry = returns && b >> (n - 1) & 1 != 0
             }
         }
         try setFirst(op, r)
-        let overflow = isLeft ? (count < bits ? r.isNegative != carry : carry) : (r << 1 ^ r).isNegative
-        setResult(r, cf: carry, of: overflow, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+        let isOverflow: Bool
+        if !isLeft {
+            isOverflow = overflow(a, right: r, incoming: b & 1 != 0)
+        } else if count < bits || s.undefinedFlags.shiftsOverflowAtOnce {
+            isOverflow = overflow(a, left: r, carry)
+        } else {
+            isOverflow = carry
+        }
+        setResult(r, cf: carry, of: isOverflow, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     // MARK: Bits
@@ -445,9 +478,9 @@ extension Core {
             setReg(op.pointee.a, T(truncatingIfNeeded: r))
         }
         // ZF alone is defined.
-        if s.profile.undefinedFlags.scanTestsSource {
+        if s.undefinedFlags.scanTestsSource {
             setLogic(a)
-        } else if s.profile.undefinedFlags.scanSetsResult {
+        } else if s.undefinedFlags.scanSetsResult {
             setLogic(a == 0 ? 0 : reg(op.pointee.a, T.self))
             setArithmetic((pf ? Flag.pf : 0) | (a == 0 ? Flag.zf : 0))
         } else {

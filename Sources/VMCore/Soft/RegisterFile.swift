@@ -132,6 +132,8 @@ struct RegisterFile {
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
     var trapsTimestamps = false
     var profile = ProcessorProfile()
+    /// The profile's for the code that is executed.
+    var undefinedFlags = UndefinedFlags()
     /// The profile's, or the vendor's.
     var mxcsrMask: UInt32 = 0xFFFF
     /// Whether the fault that is delivered next comes from the monitor, as a KVM injects it, and not from the processor.
@@ -334,9 +336,11 @@ struct Core {
         } else {
             s.cpl = ss.dpl
         }
+        s.undefinedFlags = s.profile.undefinedFlags
         var mode: UInt32 = 0
         if isLong && cs.attributes & 1 << 9 != 0 {
             mode = ModeKey.long64
+            if s.cpl == 3, let flags = s.profile.userFlags { s.undefinedFlags = flags }
             s.stackMask = .max
             s.ripMask = .max
             s.linearMask = .max

@@ -21,7 +21,7 @@ extension Core {
         let r = a &<< T(truncatingIfNeeded: count)
         let carry = a &>> T(truncatingIfNeeded: T.bits &- count) & 1 != 0
         setReg(slot, r)
-        setResult(r, cf: carry, of: r.isNegative != carry, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: carry, of: overflow(a, left: r, carry), af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -29,7 +29,8 @@ extension Core {
         let a = reg(slot, T.self)
         let r = a &>> T(truncatingIfNeeded: count)
         setReg(slot, r)
-        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: (r << 1 ^ r).isNegative, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: overflow(a, right: r, incoming: false),
+                  af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -37,7 +38,7 @@ extension Core {
         let a = reg(slot, T.self)
         let r = T(truncatingIfNeeded: Int64(bitPattern: a.extended) &>> Int64(truncatingIfNeeded: count))
         setReg(slot, r)
-        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: false, af: s.profile.undefinedFlags.shiftSetsAuxiliary)
+        setResult(r, cf: a &>> T(truncatingIfNeeded: count &- 1) & 1 != 0, of: false, af: s.undefinedFlags.shiftSetsAuxiliary)
     }
 
     @inline(__always)
@@ -45,7 +46,8 @@ extension Core {
         let a = reg(slot, T.self)
         let r = a &<< T(truncatingIfNeeded: count) | a &>> T(truncatingIfNeeded: T.bits &- count)
         setReg(slot, r)
-        setCarryOverflow(r & 1 != 0, r.isNegative != (r & 1 != 0))
+        let keeps = s.undefinedFlags.rotationsKeepOverflow && count != 1
+        setCarryOverflow(r & 1 != 0, keeps ? of : overflow(a, left: r, r & 1 != 0))
     }
 
     @inline(__always)
@@ -53,7 +55,8 @@ extension Core {
         let a = reg(slot, T.self)
         let r = a &>> T(truncatingIfNeeded: count) | a &<< T(truncatingIfNeeded: T.bits &- count)
         setReg(slot, r)
-        setCarryOverflow(r.isNegative, (r ^ r << 1).isNegative)
+        let keeps = s.undefinedFlags.rotationsKeepOverflow && count != 1
+        setCarryOverflow(r.isNegative, keeps ? of : overflow(a, right: r, incoming: a & 1 != 0))
     }
 
     /// A signed product that keeps the lower half.

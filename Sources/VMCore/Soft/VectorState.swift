@@ -47,14 +47,14 @@ extension Core {
                     try prepareStore(address, Area.legacy)
                     // What the processor doesn't write stays as it was.
                     try loadBytes(address, Area.legacy, to: area)
-                    saveX87(to: area)
+                    saveX87(to: area, half: hasHalfPointers(op))
                     saveSSE(to: area)
                     try storeBytes(address, 416, from: area)
                 } else {
                     try loadBytes(address, Area.legacy, to: area)
                     let mxcsr = area.load(fromByteOffset: 24, as: UInt32.self)
                     guard mxcsr & ~mxcsrMask == 0 else { throw .protection }
-                    restoreX87(from: area)
+                    restoreX87(from: area, half: hasHalfPointers(op))
                     s.floatingPoint.mxcsr = mxcsr
                     restoreSSE(from: area)
                 }
@@ -82,7 +82,13 @@ extension Core {
     /// XMM8 and on belong to 64-bit code.
     private var registers: Range<UInt8> { 0..<(is64 ? 16 : 8) }
 
-    private func saveX87(to area: UnsafeMutableRawPointer) {
+    /// Whether the addresses of the last x87 instruction and its operand have 32 bits, and segments beside them, which processors
+    /// that keep these addresses store as 0.
+    private func hasHalfPointers(_ op: Op) -> Bool {
+        op.pointee.form.size != 3 || s.profile.halvesLastInstruction && !(is64 && s.cpl == 3)
+    }
+
+    private func saveX87(to area: UnsafeMutableRawPointer, half: Bool) {
         let file = s.floatingPoint
         area.storeBytes(of: file.control, toByteOffset: 0, as: UInt16.self)
         area.storeBytes(of: file.status, toByteOffset: 2, as: UInt16.self)
@@ -90,6 +96,12 @@ extension Core {
         clear(UnwrittenBySave.tagPadding, area + 5, 1)
         clear(UnwrittenBySave.opcode, area + 6, 2)
         clear(UnwrittenBySave.pointers, area + 8, 16)
+        if s.profile.keepsLastInstruction {
+            let mask: UInt64 = half ? 0xFFFF_FFFF : .max
+            area.storeBytes(of: file.lastOpcode, toByteOffset: 6, as: UInt16.self)
+            area.storeBytes(of: file.lastInstruction & mask, toByteOffset: 8, as: UInt64.self)
+            area.storeBytes(of: file.lastOperand & mask, toByteOffset: 16, as: UInt64.self)
+        }
         for i in 0..<8 {
             let place = area + 32 + 16 * i
             place.copyMemory(from: file.st(i), byteCount: 10)
@@ -111,8 +123,14 @@ extension Core {
         area.storeBytes(of: mxcsrMask, toByteOffset: 28, as: UInt32.self)
     }
 
-    private func restoreX87(from area: UnsafeMutableRawPointer) {
+    private func restoreX87(from area: UnsafeMutableRawPointer, half: Bool) {
         let file = s.floatingPoint
+        if s.profile.keepsLastInstruction {
+            let mask: UInt64 = half ? 0xFFFF_FFFF : .max
+            file.lastOpcode = area.load(fromByteOffset: 6, as: UInt16.self)
+            file.lastInstruction = area.load(fromByteOffset: 8, as: UInt64.self) & mask
+            file.lastOperand = area.load(fromByteOffset: 16, as: UInt64.self) & mask
+        }
         file.control = area.load(fromByteOffset: 0, as: UInt16.self)
         file.status = area.load(fromByteOffset: 2, as: UInt16.self)
         file.tags = area.load(fromByteOffset: 4, as: UInt8.self)
@@ -137,16 +155,16 @@ extension Core {
             if saves { try prepareStore(address, bytes) }
             try loadBytes(address, bytes, to: area)
             if saves {
-                saveExtended(wanted, area)
+                saveExtended(wanted, area, half: hasHalfPointers(op))
                 try storeBytes(address, bytes, from: area)
             } else {
-                try restoreExtended(wanted, area)
+                try restoreExtended(wanted, area, half: hasHalfPointers(op))
             }
         }
     }
 
-    private func saveExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer) {
-        if wanted & Area.x87 != 0 { saveX87(to: area) }
+    private func saveExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, half: Bool) {
+        if wanted & Area.x87 != 0 { saveX87(to: area, half: half) }
         if wanted & Area.sse != 0 { saveSSE(to: area) } else if wanted & Area.avx != 0 { saveMXCSR(to: area) }
         if wanted & Area.avx != 0 {
             for i in registers { (area + Area.ymm + 16 * Int(i)).copyMemory(from: s.floatingPoint.vector(i) + 16, byteCount: 16) }
@@ -162,7 +180,8 @@ extension Core {
             UnsafeRawBufferPointer(start: place, count: count).allSatisfy { $0 == 0 }
         }
         var bits: UInt64 = 0
-        if file.control != 0x37F || file.status != 0 || file.tags != 0 || !isZero(file.st(0), 80) { bits |= Area.x87 }
+        if file.control != 0x37F || file.status != 0 || file.tags != 0 || !isZero(file.st(0), 80)
+            || file.lastInstruction | file.lastOperand != 0 { bits |= Area.x87 }
         for i in 0..<16 as Range<UInt8> {
             if !isZero(file.vector(i), 16) { bits |= Area.sse }
             if !isZero(file.vector(i) + 16, 16) { bits |= Area.avx }
@@ -170,7 +189,7 @@ extension Core {
         return bits
     }
 
-    private func restoreExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer) throws(Trap) {
+    private func restoreExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, half: Bool) throws(Trap) {
         let present = area.load(fromByteOffset: Area.header, as: UInt64.self)
         // The compacted format isn't offered; the header's reserved bytes are 0.
         guard present & ~s.xcr0 == 0, area.load(fromByteOffset: Area.header + 8, as: UInt64.self) == 0,
@@ -187,7 +206,7 @@ extension Core {
                 (area + 32).initializeMemory(as: UInt8.self, repeating: 0, count: 128)
                 area.storeBytes(of: 0x37F, toByteOffset: 0, as: UInt16.self)
             }
-            restoreX87(from: area)
+            restoreX87(from: area, half: half)
         }
         if wanted & Area.sse != 0 {
             if present & Area.sse == 0 { (area + 160).initializeMemory(as: UInt8.self, repeating: 0, count: 256) }

@@ -96,6 +96,7 @@ extension Core {
         switch form.kind {
         case .registers:
             try checkX87(waits: true)
+            noteInstruction(op)
             // FCMOVcc reads flags, FCOMI and its kind write them.
             var flags = rflags & Flag.arithmetic
             file.execute(x87: form.index, memory: file.operand, flags: &flags)
@@ -104,12 +105,14 @@ extension Core {
         case .load:
             try checkX87(waits: true)
             try loadBytes(operandAddress(op, size: UInt64(form.bytes), writes: false), form.bytes, to: file.operand)
+            noteInstruction(op)
             var flags: UInt64 = 0
             file.execute(x87: form.index, memory: file.operand, flags: &flags)
         case .store:
             try checkX87(waits: true)
             let address = try operandAddress(op, size: UInt64(form.bytes), writes: true)
             try prepareStore(address, form.bytes)
+            noteInstruction(op)
             var flags: UInt64 = 0
             file.execute(x87: form.index, memory: file.operand, flags: &flags)
             let unmasked = file.status & ~file.control & Status.exceptions
@@ -136,15 +139,22 @@ extension Core {
         }
     }
 
+    /// Where this instruction is. Its operand and opcode are kept only with an unmasked exception, and not here.
+    private func noteInstruction(_ op: Op) {
+        guard s.profile.keepsLastInstruction else { return }
+        s.floatingPoint.lastInstruction = (s.rip &+ UInt64(op.pointee.offset)) & s.ripMask
+    }
+
     private func initializeX87() {
+        (s.floatingPoint.lastInstruction, s.floatingPoint.lastOperand, s.floatingPoint.lastOpcode) = (0, 0, 0)
         s.floatingPoint.setTop(0)
         s.floatingPoint.control = 0x37F
         s.floatingPoint.status = 0
         s.floatingPoint.tagWord = 0xFFFF
     }
 
-    /// FLDENV, FNSTENV, FRSTOR and FNSAVE. What a mode's format says of the last instruction is stored as 0 and not
-    /// loaded: see `FloatingPointState`.
+    /// FLDENV, FNSTENV, FRSTOR and FNSAVE. Segments of the last instruction are stored as 0 and not loaded, and all of it where
+    /// the processor doesn't keep it, or the format is that of real mode.
     private func moveEnvironment(_ op: Op, _ kind: X87Form.Kind) throws(Trap) {
         let file = s.floatingPoint
         let wide = op.pointee.form.size != 1
@@ -166,6 +176,13 @@ extension Core {
             file.status = status
             file.tagWord = area.loadUnaligned(fromByteOffset: 2 * stride, as: UInt16.self)
             if whole { file.st(0).copyMemory(from: area + environment, byteCount: 80) }
+            if s.profile.keepsLastInstruction, !isRealOrV86 {
+                file.lastInstruction = wide ? UInt64(area.loadUnaligned(fromByteOffset: 12, as: UInt32.self))
+                    : UInt64(area.loadUnaligned(fromByteOffset: 6, as: UInt16.self))
+                file.lastOpcode = wide ? area.loadUnaligned(fromByteOffset: 18, as: UInt16.self) : 0
+                file.lastOperand = wide ? UInt64(area.loadUnaligned(fromByteOffset: 20, as: UInt32.self))
+                    : UInt64(area.loadUnaligned(fromByteOffset: 10, as: UInt16.self))
+            }
             file.settle()
             return
         }
@@ -181,6 +198,16 @@ extension Core {
             }
         }
         if wide { area.storeBytes(of: 0xFFFF_0000, toByteOffset: 24, as: UInt32.self) }
+        if s.profile.keepsLastInstruction, !isRealOrV86 {
+            if wide {
+                area.storeBytes(of: UInt32(truncatingIfNeeded: file.lastInstruction), toByteOffset: 12, as: UInt32.self)
+                area.storeBytes(of: file.lastOpcode, toByteOffset: 18, as: UInt16.self)
+                area.storeBytes(of: UInt32(truncatingIfNeeded: file.lastOperand), toByteOffset: 20, as: UInt32.self)
+            } else {
+                area.storeBytes(of: UInt16(truncatingIfNeeded: file.lastInstruction), toByteOffset: 6, as: UInt16.self)
+                area.storeBytes(of: UInt16(truncatingIfNeeded: file.lastOperand), toByteOffset: 10, as: UInt16.self)
+            }
+        }
         if whole { (area + environment).copyMemory(from: file.st(0), byteCount: 80) }
         try storeBytes(address, bytes, from: area)
         if whole {
