@@ -100,6 +100,7 @@ struct DoctorCommand: ParsableCommand {
             "processor_profile": [
                 "undefined_flags": report(profile.undefinedFlags),
                 "undefined_flags_user": profile.userFlags.map { report($0) } ?? .null,
+                "own_features": .bool(profile.ownFeatures != nil),
                 "bit_tests_vary": .bool(profile.bitTestsVary),
                 "mxcsr_mask": profile.mxcsrMask.map { .integer(Int64($0)) } ?? .null,
                 "halves_sysenter": .bool(profile.halvesSysenter),

@@ -105,6 +105,8 @@ struct GuestOptions: ParsableArguments {
             configuration.profile = ProcessorProfile(of: known)
         } else if engine.choice == .soft, let host = try? EngineHost.openKVM(), let profile = host.profile {
             configuration.profile = profile
+            // The soft engine's guests see what the model has: they would use what else there is.
+            configuration.profile.ownFeatures = nil
         }
         return configuration
     }

@@ -213,6 +213,12 @@ public struct CPUModel: Codable, Equatable, Sendable {
         guard missing.isEmpty else { throw .missingFeatures(missing, model: name) }
     }
 
+    /// What CPUID answers, with what the processor answers in spite of the model.
+    var answers: [CPUIDEntry] {
+        guard let own = profile.ownFeatures else { return entries }
+        return own + entries.filter { entry in !own.contains { $0.leaf == entry.leaf && ($0.subleaf ?? 0) == (entry.subleaf ?? 0) } }
+    }
+
     /// Whether XSAVE and with it XCR0 and the upper halves of YMM registers belong to the state.
     public var hasXSave: Bool { entries.contains { $0.leaf == 1 && $0.ecx >> 26 & 1 == 1 } }
 

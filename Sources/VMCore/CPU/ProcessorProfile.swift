@@ -6,6 +6,9 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
     public var undefinedFlags = UndefinedFlags()
     /// The same for 64-bit code at CPL 3 where it differs: some KVMs emulate all other code.
     public var userFlags: UndefinedFlags?
+    /// What CPUID answers whatever the model says, leaf by leaf: there are KVMs that show a guest the processor's own features. Nil
+    /// where all answers are the model's.
+    public var ownFeatures: [CPUIDEntry]?
     /// Whether BT, BTS, BTR and BTC leave OF and AF to chance: QEMU's emulated processors clear both where they translated the
     /// instruction together with the one before that set the flags, and keep both where something came between, such as an
     /// interrupt of the host's.
@@ -82,6 +85,7 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
         }
         undefinedFlags = try value(.undefinedFlags, undefinedFlags)
         userFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .userFlags)
+        ownFeatures = try values.decodeIfPresent([CPUIDEntry].self, forKey: .ownFeatures)
         bitTestsVary = try value(.bitTestsVary, bitTestsVary)
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
         halvesSysenter = try value(.halvesSysenter, halvesSysenter)

@@ -99,7 +99,7 @@ public final class KVMEngine: Engine {
             try vcpu.descriptor.control("KVM_ENABLE_CAP(KVM_CAP_ENFORCE_PV_FEATURE_CPUID)", ckvm_ENABLE_CAP,
                                         updating: &request)
         }
-        try vcpu.set(cpuid: model.entries)
+        try vcpu.set(cpuid: model.answers)
         return vcpu
     }
 

@@ -59,6 +59,7 @@ public struct SelfTests {
         found.undefinedFlags = try undefinedFlags(user: false)
         let user = try undefinedFlags(user: true)
         if user != found.undefinedFlags { found.userFlags = user }
+        found.ownFeatures = try ownFeatures()
         found.bitTestsVary = try bitTestsVary()
         (found.mxcsrMask, found.unwrittenBySave) = try savedArea()
         found.keepsLastInstruction = try keptLastInstruction(user: true) != 0
@@ -225,6 +226,31 @@ public struct SelfTests {
         defer { engine.armKick(at: nil) }
         guard ckvm_run(engine.vcpu.descriptor.rawValue) == 0 else { return false }
         return Int32(bitPattern: engine.vcpu.run.pointee.exit_reason) == KVM_EXIT_IO
+    }
+
+    /// The answers for leaves 1 and 7 at CPL 0 that aren't the model's; nil where all are.
+    private func ownFeatures() throws(HostError) -> [CPUIDEntry]? {
+        let own = try [1, 7].map { (leaf) throws(HostError) in try answer(leaf, user: false) }
+            .compactMap { answer in answer }.filter { answer in !model.entries.contains { Self.areEqual($0, answer) } }
+        return own.isEmpty ? nil : own
+    }
+
+    private static func areEqual(_ a: CPUIDEntry, _ b: CPUIDEntry) -> Bool {
+        a.leaf == b.leaf && (a.eax, a.ebx, a.ecx, a.edx) == (b.eax, b.ebx, b.ecx, b.edx)
+    }
+
+    /// What CPUID answers for a leaf and subleaf 0; nil where it can't be executed.
+    private func answer(_ leaf: UInt8, user: Bool) throws(HostError) -> CPUIDEntry? {
+        // MOV EAX, leaf; XOR ECX, ECX; CPUID; OUT port, EAX; the same for EBX, ECX and EDX by way of EAX
+        let out: [UInt8] = [0xE7, Self.port]
+        let code = [0xB8, leaf, 0, 0, 0, 0x31, 0xC9, 0x0F, 0xA2] + out + [0x89, 0xD8] + out + [0x89, 0xC8] + out + [0x89, 0xD0] + out
+        let engine = try machine(code, .long(user: user))
+        var found: [UInt32] = []
+        for _ in 0..<4 {
+            guard case .exit(.portWrite, let value) = see(engine, .none) else { return nil }
+            found.append(UInt32(truncatingIfNeeded: value))
+        }
+        return CPUIDEntry(UInt32(leaf), subleaf: leaf == 7 ? 0 : nil, eax: found[0], ebx: found[1], ecx: found[2], edx: found[3])
     }
 
     /// The arithmetic flags after each of some pieces of code in 64-bit mode, in one guest; nil for the piece that faults and all
@@ -504,6 +530,11 @@ public struct SelfTests {
                 + "leaves them; the trace says how, and the soft engine does the same"))
         add("bit tests", !found.profile.bitTestsVary, "BT leaves the same flags each time",
             "BT leaves OF and AF to chance: replay gives them their recorded values where interrupts enter between exits")
+        add("CPUID", found.profile.ownFeatures == nil, "answers as the CPU model says",
+            "shows the processor's own features in spite of the CPU model: a guest that uses more than the model has replays only here")
+        let inUserMode = try answer(1, user: true)
+        add("CPUID at CPL 3", inUserMode.map { answer in model.entries.contains { Self.areEqual($0, answer) } } ?? true,
+            "answers as the CPU model says", "answers as the processor does: what a program makes of it is not recorded", gap: true)
         add("MSR filter", try msrFilterWorks(), "RDMSR of the timestamp counter comes to the monitor",
             "MSR reads can't be recorded", gap: true)
         add("RDTSC at CPL 3", try timestampIsTrappable(), "can be made to fault by a kernel (CR4.TSD), not by the monitor: a "

@@ -10,7 +10,7 @@ struct CPUIDTable {
     let allowedXCR0: UInt64
 
     init(_ model: CPUModel) {
-        entries = model.entries
+        entries = model.answers
         isAMD = model.vendor == "AuthenticAMD" || model.vendor == "HygonGenuine"
         func has(_ leaf: UInt32, _ register: KeyPath<CPUIDEntry, UInt32>, _ bit: UInt32) -> Bool {
             model.entries.contains { $0.leaf == leaf && ($0.subleaf ?? 0) == 0 && $0[keyPath: register] >> bit & 1 == 1 }
@@ -488,8 +488,9 @@ extension Core {
         Segment(base: 0, limit: .max, selector: selector, attributes: 0xC93 | dpl << 5)
     }
 
+    /// SYSCALL and SYSRET: outside 64-bit mode AMD's processors alone have them. Source: Intel SDM Vol. 2B, SYSCALL.
     func systemCall() throws(Trap) {
-        guard s.efer & 1 != 0, isProtected else { throw .undefined }
+        guard s.efer & 1 != 0, isProtected, is64 || s.cpuid.pointee.isAMD else { throw .undefined }
         let star = s.msrs.4
         let selector = UInt16(truncatingIfNeeded: star >> 32) & 0xFFFC
         if isLong {
@@ -513,7 +514,7 @@ extension Core {
     }
 
     func systemReturn(_ op: Op) throws(Trap) {
-        guard s.efer & 1 != 0, isProtected else { throw .undefined }
+        guard s.efer & 1 != 0, isProtected, is64 || s.cpuid.pointee.isAMD else { throw .undefined }
         try requirePrivilege()
         let wide = op.pointee.form.size == 3
         let base = UInt16(truncatingIfNeeded: s.msrs.4 >> 48)

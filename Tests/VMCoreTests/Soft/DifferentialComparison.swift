@@ -37,6 +37,11 @@ enum DifferentialComparison {
             a[Int(CASE_CR2), UInt64.self] = 0
             b[Int(CASE_CR2), UInt64.self] = 0
         }
+        if a.vector == 14, b.vector == 14 {
+            if isGather(one) { keepSigns(ofMaskIn: one, &a, &b) }
+            // Intel's processors have gone over to MMX before the store faults, AMD's have not.
+            if one.name == "MOVNTQ" { take(0..<160, from: b, to: &a) }
+        }
         guard a != b else { return [] }
         var found: [String] = []
         func look(_ name: String, _ offset: Int, _ count: Int) {
@@ -60,6 +65,26 @@ enum DifferentialComparison {
         look("CR2", Int(CASE_CR2), 8)
         for offset in stride(from: 0, to: Int(CASE_DATA_BYTES), by: 8) { look("data+\(offset)", Int(CASE_DATA) + offset, 8) }
         return found.isEmpty ? ["other bytes"] : found
+    }
+
+    private static func take(_ range: Range<Int>, from other: DifferentialRecord, to record: inout DifferentialRecord) {
+        for i in range where !(24..<32).contains(i) { record.bytes[i] = other.bytes[i] }
+    }
+
+    private static func isGather(_ one: DifferentialCase) -> Bool { one.name.hasPrefix("VGATHER") || one.name.hasPrefix("VPGATHER") }
+
+    /// What is left of a gather's mask after a fault is in the elements' signs: Intel's processors have made each of them all ones
+    /// or zeros by then. Source: Intel SDM Vol. 2C, VGATHERDPS.
+    private static func keepSigns(ofMaskIn one: DifferentialCase, _ a: inout DifferentialRecord, _ b: inout DifferentialRecord) {
+        guard let vex = one.code.firstIndex(of: 0xC4), vex + 2 < one.code.count else { return }
+        let mask = Int(~one.code[vex + 2] >> 3 & 15), bytes = one.code[vex + 2] & 0x80 != 0 ? 8 : 4
+        for start in [160 + 16 * mask, Int(CASE_YMM) + 16 * mask] {
+            for i in start..<(start + 16) {
+                let isSign = (i - start) % bytes == bytes - 1
+                a.bytes[i] = isSign ? a.bytes[i] & 0x80 : 0
+                b.bytes[i] = isSign ? b.bytes[i] & 0x80 : 0
+            }
+        }
     }
 
     /// Little-endian bytes as a number.

@@ -1,3 +1,4 @@
+import Foundation
 import VMCore
 
 /// What a KVM that emulates kernel code does otherwise than processors do: measured on one, and compared with the manual.
@@ -162,5 +163,31 @@ struct SystemPeculiarity {
                  let end = Int(SystemLayout.data + 0x1000 - SystemLayout.start)
                  for i in (end - 16)..<end { a.memory[i] = b.memory[i] }
              }),
+        // SDM Vol. 3A, 4.5.1: on processors with 57-bit linear addresses these accept them whatever CR4.LA57 is. Linux, since 6.13,
+        // does the same where its processor has them.
+        Self(what: "bases of descriptor tables, TSS and FS have 57 bits on processors that have LA57",
+             applies: { one, a, b in
+                 ["LTR", "LLDT", "LGDT", "LIDT", "WRMSR", "INVLPG", "WRFSBASE"].contains(one.name) && one.mode == .long64
+                     && a.vector == nil && b.vector == 13 && hasLA57
+             }),
+        // SDM Vol. 3A, 18.2.3: DR6.RTM can be cleared where CPUID has RTM, which a KVM may show in spite of the model.
+        Self(what: "DR6.RTM is written", applies: { one, _, _ in one.name == "MOV to DRn" },
+             mend: { a, b in
+                 a.state.debug.dr6 |= 1 << 16
+                 b.state.debug.dr6 |= 1 << 16
+             }),
+        // SDM Vol. 2, SYSEXIT: flags stay. There user mode has neither IOPL nor NT, which a fault's frame shows.
+        Self(what: "SYSEXIT leads to user mode without IOPL and NT", applies: { one, _, _ in one.name == "SYSEXIT" },
+             mend: { a, b in
+                 let flags = Int(SystemLayout.innerStack - 0x18 - SystemLayout.start)
+                 for outcome in [0, 1] {
+                     var one = outcome == 0 ? a : b
+                     one.state.general.rflags &= ~privilegeAndNesting
+                     one.memory[flags + 1] &= 0x8F
+                     if outcome == 0 { a = one } else { b = one }
+                 }
+             }),
     ]
+
+    private static let hasLA57 = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.contains("57 bits virtual") == true
 }
