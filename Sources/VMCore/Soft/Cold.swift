@@ -60,7 +60,8 @@ extension Core {
             }
         case .popSegment:
             var stack = stack
-            let selector = UInt16(truncatingIfNeeded: try pop(size: size, from: &stack))
+            // Whatever it takes off the stack, it reads a selector. Source: Linux, arch/x86/kvm/emulate.c, em_pop_sreg.
+            let selector = UInt16(truncatingIfNeeded: try pop(size: size, from: &stack, reading: 1))
             try loadSegment(op.pointee.extra, selector)
             commit(stack)
             if op.pointee.extra == SegmentIndex.ss { blockInterrupts(1) }
@@ -141,8 +142,10 @@ extension Core {
             try push(frame, size: size, on: &stack)
         }
         stack.pointer = stack.pointer & ~stack.mask | (stack.pointer &- bytes) & stack.mask
-        // The new top has to be writable. Source: Intel SDM Vol. 2A, ENTER.
-        try checkWritable(address(stack, stack.pointer & stack.mask, 1), 1)
+        // The new top has to be writable, and is an operand that has to be aligned. Source: Intel SDM Vol. 2A, ENTER.
+        let top = try address(stack, stack.pointer & stack.mask, 1)
+        try checkAlignment(top, 1 << UInt64(size))
+        try checkWritable(top, 1)
         commit(stack)
         replaceRegister(GPR.rbp, frame, size: size)
     }

@@ -59,6 +59,8 @@ struct RegisterFile {
     var codeBase: UInt64 = 0
     /// What decoding depends on; see `ModeKey`.
     var mode: UInt32 = 0
+    /// Whether data accesses have to be aligned: CR0.AM, RFLAGS.AC and CPL 3.
+    var checksAlignment = false
     var tlb: UnsafeMutablePointer<TLBEntry>
     var codeTLB: UnsafeMutablePointer<CodeTLBEntry>
 
@@ -366,10 +368,12 @@ struct Core {
     }
 
     /// Kinds of data access that have translations of their own: supervisor, supervisor that SMAP keeps from user
-    /// pages, user.
+    /// pages, user. User accesses that have to be aligned find a table without any, so that each goes the slow way, where
+    /// it is checked.
     func selectTLB() {
         let smap = s.cr4 & 1 << 21 != 0 && s.flags & Flag.ac == 0
-        let table = s.cpl == 3 ? 2 : smap ? 1 : 0
+        s.checksAlignment = s.cpl == 3 && s.flags & Flag.ac != 0 && s.cr0 & 1 << 18 != 0
+        let table = s.checksAlignment ? TLB.tables : s.cpl == 3 ? 2 : smap ? 1 : 0
         s.tlb = s.tables + table * TLB.entries
         s.codeTLB = s.codeTables + (s.cpl == 3 ? TLB.codeEntries : 0)
     }

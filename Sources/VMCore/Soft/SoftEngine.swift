@@ -37,8 +37,9 @@ public final class SoftEngine: Engine {
 
     public init(memory: GuestMemory, model: CPUModel) throws(HostError) {
         self.memory = memory
-        let tables = UnsafeMutablePointer<TLBEntry>.allocate(capacity: TLB.tables * TLB.entries)
-        tables.initialize(repeating: TLBEntry(), count: TLB.tables * TLB.entries)
+        // One more, which stays empty: see `Core.selectTLB`.
+        let tables = UnsafeMutablePointer<TLBEntry>.allocate(capacity: (TLB.tables + 1) * TLB.entries)
+        tables.initialize(repeating: TLBEntry(), count: (TLB.tables + 1) * TLB.entries)
         let codeTables = UnsafeMutablePointer<CodeTLBEntry>.allocate(capacity: 2 * TLB.codeEntries)
         codeTables.initialize(repeating: CodeTLBEntry(), count: 2 * TLB.codeEntries)
         let jumps = UnsafeMutablePointer<JumpEntry>.allocate(capacity: JumpEntry.count)
