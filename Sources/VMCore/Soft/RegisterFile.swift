@@ -53,7 +53,8 @@ struct RegisterFile {
     var cpl: UInt8 = 0
     /// Size of addresses of stack accesses: 0xFFFF, 0xFFFFFFFF or all ones.
     var stackMask: UInt64 = 0xFFFF
-    var ripMask: UInt64 = 0xFFFF
+    /// What RIP is cut to where code goes on in order: EIP has its 32 bits in 16-bit code too.
+    var ripMask: UInt64 = 0xFFFF_FFFF
     var linearMask: UInt64 = 0xFFFF_FFFF
     /// The base of CS, 0 in 64-bit code.
     var codeBase: UInt64 = 0
@@ -347,8 +348,7 @@ struct Core {
             if cs.attributes & 1 << 10 != 0 { mode |= ModeKey.code32 }
             if ss.attributes & 1 << 10 != 0 { mode |= ModeKey.stack32 }
             s.stackMask = mode & ModeKey.stack32 != 0 ? 0xFFFF_FFFF : 0xFFFF
-            // Real mode leaves EIP's upper half alone only where a segment's limit lets it be used.
-            s.ripMask = mode & ModeKey.code32 != 0 ? 0xFFFF_FFFF : 0xFFFF
+            s.ripMask = 0xFFFF_FFFF
             s.linearMask = 0xFFFF_FFFF
             s.codeBase = cs.base
             if isFlat(cs, code: true) && isFlat(ss, code: false) && isFlat(segment(SegmentIndex.ds).pointee, code: false)
