@@ -166,6 +166,17 @@ public final class SoftEngine: Engine {
         }
     }
 
+    /// Executes the instruction that the guest stands at, alone, or delivers what comes before it or the exception that it
+    /// raises: the rest is for the engine whose place this one takes.
+    ///
+    /// - Returns: the exit that it makes; nil where it is done without.
+    func executeOne() throws(HostError) -> Arrival? {
+        if let arrival = try settle() { return arrival }
+        takeMonitorWrites()
+        setBreakpoint(nil)
+        return core.s.queued.kind != .none || hasReadyNMI ? try deliverQueued() : try stepOnce()
+    }
+
     /// Arrivals at the breakpoint where the general registers have another sum are passed, until `endFilter`; none are with 0.
     public func filterArrivals(sum: UInt64) {
         core.s.wantedSum = sum
