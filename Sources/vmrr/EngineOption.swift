@@ -37,7 +37,7 @@ struct EngineOption: ParsableArguments {
                 say("vmrr: \(difference): a divergence may come of it")
                 return kvm
             }
-            say("vmrr: \(difference): engine soft, which does as the trace says")
+            if choice == .auto { say("vmrr: \(difference): engine soft, which does as the trace says") }
             return .soft
         }
         guard choice == .auto else { return kvm }

@@ -113,6 +113,25 @@ extension EndToEnd {
             try replaysTheSame(trace, engine: "soft")
         }
 
+        /// The soft engine, in KVM's place, ends where the fault was delivered: the handler is KVM's again, also when it begins
+        /// with an exit.
+        @Test(.needsKVM) func kvmGoesOnWhereWhatItCannotEmulateFaults() throws {
+            // XOR AX, AX; MOV DS, AX; MOV SS, AX; MOV SP, 0x7000; FNINIT; CALL to the next; POP BX; ADD BX, 17;
+            // MOV [13 * 4], BX; MOV [13 * 4 + 2], CS; FLD QWORD [0xFFFF]; HLT; OUT 0xf4, AL; HLT
+            let code: [UInt8] = [
+                0x31, 0xC0, 0x8E, 0xD8, 0x8E, 0xD0, 0xBC, 0x00, 0x70, 0xDB, 0xE3, 0xE8, 0x00, 0x00, 0x5B, 0x83, 0xC3, 0x11,
+                0x89, 0x1E, 0x34, 0x00, 0x8C, 0x0E, 0x36, 0x00, 0xDD, 0x06, 0xFF, 0xFF, 0xF4, 0xE6, 0xF4, 0xF4,
+            ]
+            let trace = try record(.flat(try Folder.current.file("x87-fault.bin", code)), ["--engine", "kvm"])
+            #expect(trace.status == 0, "\(trace.output)")
+            let lacks = KVM.doctor["tests"].array?.first { $0["name"].string == "instructions at CPL 0" }
+            if lacks?["detail"].string?.contains("FADDP") == true {
+                #expect(try trace.info["assisted_instructions"].int ?? 0 >= 1)
+            }
+            try replaysTheSame(trace, times: Sizes.replays, engine: "kvm")
+            try replaysTheSame(trace, engine: "soft")
+        }
+
         /// Every instruction of a stretch, once, in order, and each position that `state` gives is the same.
         @Test(arguments: [("lost-update", 1), ("user", 10), ("strings", 60), ("nested-irq", 1), ("smc", 10)])
         func traceShowsEachInstruction(_ name: String, exits: Int) throws {

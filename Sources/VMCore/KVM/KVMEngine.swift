@@ -235,7 +235,7 @@ public final class KVMEngine: Engine {
         soft.core.dropAllCode()
         do throws(HostError) {
             try soft.setState(state())
-            guard case .debug = try soft.enter(until: .step) else { throw failure }
+            guard try soft.executeOne() == nil else { throw failure }
         } catch {
             if error.isLackOfSoftEngine { throw failure }
             throw error

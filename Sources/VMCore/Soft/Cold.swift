@@ -60,7 +60,8 @@ extension Core {
             }
         case .popSegment:
             var stack = stack
-            let selector = UInt16(truncatingIfNeeded: try pop(size: size, from: &stack))
+            // Whatever it takes off the stack, it reads a selector. Source: Linux, arch/x86/kvm/emulate.c, em_pop_sreg.
+            let selector = UInt16(truncatingIfNeeded: try pop(size: size, from: &stack, reading: 1))
             try loadSegment(op.pointee.extra, selector)
             commit(stack)
             if op.pointee.extra == SegmentIndex.ss { blockInterrupts(1) }
@@ -141,8 +142,10 @@ extension Core {
             try push(frame, size: size, on: &stack)
         }
         stack.pointer = stack.pointer & ~stack.mask | (stack.pointer &- bytes) & stack.mask
-        // The new top has to be writable. Source: Intel SDM Vol. 2A, ENTER.
-        try checkWritable(address(stack, stack.pointer & stack.mask, 1), 1)
+        // The new top has to be writable, and is an operand that has to be aligned. Source: Intel SDM Vol. 2A, ENTER.
+        let top = try address(stack, stack.pointer & stack.mask, 1)
+        try checkAlignment(top, 1 << UInt64(size))
+        try checkWritable(top, 1)
         commit(stack)
         replaceRegister(GPR.rbp, frame, size: size)
     }
@@ -153,22 +156,20 @@ extension Core {
         switch op.pointee.cold {
         case .jmpNear:
             s.next = op.pointee.form.has(MicroOp.Form.immediate)
-                ? (s.next &+ op.pointee.imm) & mask & s.ripMask : try firstWide(op) & s.ripMask
-        case .jumpIf16:
-            if condition(op.pointee.extra) { s.next = (s.next &+ op.pointee.imm) & 0xFFFF }
+                ? (s.next &+ op.pointee.imm) & mask : try firstWide(op)
         case .callNear, .callRelative:
             let target = op.pointee.form.has(MicroOp.Form.immediate) ? (s.next &+ op.pointee.imm) & mask : try firstWide(op)
             var stack = stack
             try push(s.next, size: size, on: &stack)
             commit(stack)
-            s.next = target & s.ripMask
+            s.next = target
         case .retNear:
             var stack = stack
             let target = try pop(size: size, from: &stack)
             let skip = op.pointee.form.has(MicroOp.Form.immediate) ? op.pointee.imm & 0xFFFF : 0
             stack.pointer = stack.pointer & ~stack.mask | (stack.pointer &+ skip) & stack.mask
             commit(stack)
-            s.next = target & s.ripMask
+            s.next = target
         case .jmpFar: try farJump(op)
         case .callFar: try farCall(op)
         case .retFar: try farReturn(op)
@@ -182,9 +183,9 @@ extension Core {
             let count = (gpr(GPR.rcx) &- 1) & op.pointee.mask
             setGPR(GPR.rcx, count, mask: op.pointee.mask)
             let holds = op.pointee.cold == .loop || zf == (op.pointee.cold == .loope)
-            if count != 0, holds { s.next = (s.rip &+ op.pointee.imm) & s.ripMask }
+            if count != 0, holds { s.next = (s.rip &+ op.pointee.imm) & (is64 ? .max : mask) }
         case .jcxz:
-            if gpr(GPR.rcx) & op.pointee.mask == 0 { s.next = (s.rip &+ op.pointee.imm) & s.ripMask }
+            if gpr(GPR.rcx) & op.pointee.mask == 0 { s.next = (s.rip &+ op.pointee.imm) & (is64 ? .max : mask) }
         case .syscall: try systemCall()
         case .sysret: try systemReturn(op)
         case .sysenter: try systemEnter()

@@ -16,7 +16,7 @@ enum ColdCode: UInt8 {
     // Strings and ports.
     case movs, cmps, scas, lods, stos, ins, outs, `in`, out
     // Control transfer.
-    case jmpNear, jumpIf16, callNear, callRelative, retNear, jmpFar, callFar, retFar, iret, int, int3, into, int1
+    case jmpNear, callNear, callRelative, retNear, jmpFar, callFar, retFar, iret, int, int3, into, int1
     case loop, loope, loopne, jcxz
     case syscall, sysret, sysenter, sysexit
     // The system.

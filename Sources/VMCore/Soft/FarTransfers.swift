@@ -58,13 +58,13 @@ extension Core {
         if descriptor.isCode {
             let cs = try codeSegment(selector, &descriptor, offset)
             setSegment(SegmentIndex.cs, cs)
-            s.next = offset & s.ripMask
+            s.next = offset
             return
         }
         var (target, gate) = try callGate(selector, descriptor)
         let cs = try codeSegment(target.selector & 0xFFFC, &gate, target.offset)
         setSegment(SegmentIndex.cs, cs)
-        s.next = target.offset & s.ripMask
+        s.next = target.offset
     }
 
     private struct GateTarget {
@@ -118,7 +118,7 @@ extension Core {
             try push(s.next, size: size, on: &stack)
             commit(stack)
             setSegment(SegmentIndex.cs, cs)
-            s.next = offset & s.ripMask
+            s.next = offset
             return
         }
         var (target, code) = try callGate(selector, descriptor)
@@ -128,7 +128,7 @@ extension Core {
             try push(s.next, size: target.size, on: &stack)
             commit(stack)
             setSegment(SegmentIndex.cs, cs)
-            s.next = target.offset & s.ripMask
+            s.next = target.offset
             return
         }
         try callInner(target, &code, oldCS)
@@ -163,7 +163,7 @@ extension Core {
         segment(SegmentIndex.cs).pointee = cs
         setGPR(GPR.rsp, inner.pointer, mask: inner.mask)
         updateMode()
-        s.next = target.offset & s.ripMask
+        s.next = target.offset
     }
 
     func farReturn(_ op: Op) throws(Trap) {
@@ -196,7 +196,7 @@ extension Core {
             let cs = try checkedCode(selector, &code, rip, level: level)
             commit(stack)
             setSegment(SegmentIndex.cs, cs)
-            s.next = rip & s.ripMask
+            s.next = rip
             return
         }
         let pointer = try pop(size: size, from: &stack)
@@ -217,7 +217,7 @@ extension Core {
         updateMode()
         setGPR(GPR.rsp, pointer &+ skip, mask: is64 ? .max : s.stackMask)
         if outer { dropInnerSegments(level) }
-        s.next = rip & s.ripMask
+        s.next = rip
     }
 
     /// Data segments that the outer level has no right to are made null.

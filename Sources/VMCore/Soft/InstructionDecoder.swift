@@ -435,9 +435,7 @@ struct InstructionDecoder {
     mutating func jump() {
         switch true {
         case operands[0].type == ZYDIS_OPERAND_TYPE_POINTER: far(.jmpFar)
-        case isImmediate(0) where instruction.operand_width == 16 && mode & ModeKey.code32 != 0:
-            cold(.jmpNear, ends: true)
-        case isImmediate(0): emit(.jmp, imm: target)
+        case isImmediate(0): emit(branch: .jmp)
         case instruction.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR: cold(.jmpFar, ends: true)
         case is64 && isRegister(0): emit(.jmpRegister64, b: slot(0))
         case is64:
@@ -471,9 +469,14 @@ struct InstructionDecoder {
 
     mutating func jump(if code: UInt8) {
         let family = OpCode(rawValue: OpCode.jo.rawValue + code).unsafelyUnwrapped
-        // A 16-bit operand size cuts IP, whatever the code segment is.
-        if instruction.operand_width == 16, mode & ModeKey.code32 != 0 { return cold(.jumpIf16, ends: true, extra: code) }
-        emit(family, imm: target)
+        emit(branch: family)
+    }
+
+    /// The operand size cuts the target, whatever the code segment is.
+    private mutating func emit(branch code: OpCode) {
+        var op = make(code, imm: target)
+        if !is64 { op.mask = instruction.operand_width == 16 ? 0xFFFF : 0xFFFF_FFFF }
+        emit(op)
     }
 
     mutating func string(_ code: ColdCode) {

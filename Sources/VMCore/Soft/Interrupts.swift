@@ -157,6 +157,7 @@ extension Core {
         let fromV86 = isVirtual8086
         let level = descriptor.isConforming ? s.cpl : descriptor.dpl
         if fromV86, level != 0 { throw selectorFault(Vector.gp, selector, external: external) }
+        guard target <= UInt64(descriptor.segment(selector).limit) else { throw .exception(Vector.gp, code: external ? 1 : 0) }
         var stack = stack
         var newSS: Segment?
         let oldFlags = pushedFlags(vector, source)
@@ -264,6 +265,7 @@ extension Core {
     }
 
     private func returnToV86(_ rip: UInt64, _ selector: UInt16, _ flags: UInt64, _ from: Stack) throws(Trap) {
+        guard rip <= 0xFFFF else { throw .protection }
         var stack = from
         let pointer = try pop(size: 2, from: &stack)
         var selectors: [UInt16] = []
@@ -275,7 +277,7 @@ extension Core {
         }
         setGPR(GPR.rsp, pointer & 0xFFFF_FFFF)
         updateMode()
-        s.next = rip & 0xFFFF
+        s.next = rip
         s.nmiMasked = false
         s.sliceEnd = 0
     }

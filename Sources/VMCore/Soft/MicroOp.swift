@@ -21,7 +21,8 @@ struct MicroOp {
     var form: Form
     /// The immediate operand, sign-extended; for branches, the distance of the target from the start of the block.
     var imm: UInt64
-    /// The address mask; for instructions that are cold, `mask` and other things by instruction.
+    /// The address mask; for direct branches, what the target is cut to; for instructions that are cold, `mask` and other
+    /// things by instruction.
     var mask: UInt64
 
     /// What the generic handlers want to know of the operands.

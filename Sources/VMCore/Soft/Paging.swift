@@ -40,6 +40,12 @@ extension Core {
         if UInt64(bitPattern: Int64(bitPattern: linear << 16) >> 16) != linear { throw .protection }
     }
 
+    /// Whether an address is none, in long mode with paging.
+    @inline(__always)
+    func isNonCanonical(_ linear: UInt64) -> Bool {
+        isLong && UInt64(bitPattern: Int64(bitPattern: linear << 16) >> 16) != linear
+    }
+
     private func pageFault(_ linear: UInt64, _ access: Access, _ code: UInt32) -> Trap {
         s.cr2 = linear
         var code = code
@@ -57,7 +63,7 @@ extension Core {
             fill(page, page, access, readable: true, writable: true)
             return linear & 0xFFFF_FFFF
         }
-        if isLong && UInt64(bitPattern: Int64(bitPattern: linear << 16) >> 16) != linear {
+        if isNonCanonical(linear) {
             throw Trap(kind: .nonCanonical, hasErrorCode: true)
         }
         let found = try walk(linear, access)
@@ -229,7 +235,7 @@ extension Core {
             entry.pointee = CodeTLBEntry(tag: page, host: host, filePage: filePage)
             return
         }
-        guard access == .read || access == .write else { return }
+        guard access == .read || access == .write, !s.checksAlignment else { return }
         if hasBreakpoints || access == .write && s.watched != nil { return }  // every access is looked at
         let entry = s.tlb + TLB.index(page)
         var made = TLBEntry(addend: Int(bitPattern: host) &- Int(bitPattern: UInt(page)), filePage: filePage)

@@ -53,12 +53,15 @@ struct RegisterFile {
     var cpl: UInt8 = 0
     /// Size of addresses of stack accesses: 0xFFFF, 0xFFFFFFFF or all ones.
     var stackMask: UInt64 = 0xFFFF
-    var ripMask: UInt64 = 0xFFFF
+    /// What RIP is cut to where code goes on in order: EIP has its 32 bits in 16-bit code too.
+    var ripMask: UInt64 = 0xFFFF_FFFF
     var linearMask: UInt64 = 0xFFFF_FFFF
     /// The base of CS, 0 in 64-bit code.
     var codeBase: UInt64 = 0
     /// What decoding depends on; see `ModeKey`.
     var mode: UInt32 = 0
+    /// Whether data accesses have to be aligned: CR0.AM, RFLAGS.AC and CPL 3.
+    var checksAlignment = false
     var tlb: UnsafeMutablePointer<TLBEntry>
     var codeTLB: UnsafeMutablePointer<CodeTLBEntry>
 
@@ -349,8 +352,7 @@ struct Core {
             if cs.attributes & 1 << 10 != 0 { mode |= ModeKey.code32 }
             if ss.attributes & 1 << 10 != 0 { mode |= ModeKey.stack32 }
             s.stackMask = mode & ModeKey.stack32 != 0 ? 0xFFFF_FFFF : 0xFFFF
-            // Real mode leaves EIP's upper half alone only where a segment's limit lets it be used.
-            s.ripMask = mode & ModeKey.code32 != 0 ? 0xFFFF_FFFF : 0xFFFF
+            s.ripMask = 0xFFFF_FFFF
             s.linearMask = 0xFFFF_FFFF
             s.codeBase = cs.base
             if isFlat(cs, code: true) && isFlat(ss, code: false) && isFlat(segment(SegmentIndex.ds).pointee, code: false)
@@ -370,10 +372,12 @@ struct Core {
     }
 
     /// Kinds of data access that have translations of their own: supervisor, supervisor that SMAP keeps from user
-    /// pages, user.
+    /// pages, user. User accesses that have to be aligned find a table without any, so that each goes the slow way, where
+    /// it is checked.
     func selectTLB() {
         let smap = s.cr4 & 1 << 21 != 0 && s.flags & Flag.ac == 0
-        let table = s.cpl == 3 ? 2 : smap ? 1 : 0
+        s.checksAlignment = s.cpl == 3 && s.flags & Flag.ac != 0 && s.cr0 & 1 << 18 != 0
+        let table = s.checksAlignment ? TLB.tables : s.cpl == 3 ? 2 : smap ? 1 : 0
         s.tlb = s.tables + table * TLB.entries
         s.codeTLB = s.codeTables + (s.cpl == 3 ? TLB.codeEntries : 0)
     }

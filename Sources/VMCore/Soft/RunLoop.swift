@@ -87,7 +87,7 @@ extension Core {
     private func branch(_ taken: Bool, _ op: UnsafeMutablePointer<MicroOp>, _ block: inout UnsafeMutablePointer<Block>,
                         _ link: inout UnsafeMutablePointer<Link>?) -> Bool {
         if taken {
-            s.rip = (s.rip &+ op.pointee.imm) & s.ripMask
+            s.rip = (s.rip &+ op.pointee.imm) & op.pointee.mask
             return follow(block.pointer(to: \.taken).unsafelyUnwrapped, &block, &link)
         }
         s.rip = end(of: op)

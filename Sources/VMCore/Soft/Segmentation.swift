@@ -180,12 +180,13 @@ extension Core {
         stack.pointer = stack.pointer & ~stack.mask | offset
     }
 
-    func pop(size: UInt8, from stack: inout Stack) throws(Trap) -> UInt64 {
+    /// Takes 1 << `size` bytes off, of which it reads 1 << `reading`.
+    func pop(size: UInt8, from stack: inout Stack, reading: UInt8? = nil) throws(Trap) -> UInt64 {
         let bytes = UInt64(1) << UInt64(size)
         let offset = stack.pointer & stack.mask
         let address = try address(stack, offset, bytes)
         let value: UInt64
-        switch size {
+        switch reading ?? size {
         case 1: value = UInt64(try load(address, UInt16.self))
         case 2: value = UInt64(try load(address, UInt32.self))
         default: value = try load(address, UInt64.self)

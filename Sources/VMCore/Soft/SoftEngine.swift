@@ -37,8 +37,9 @@ public final class SoftEngine: Engine {
 
     public init(memory: GuestMemory, model: CPUModel) throws(HostError) {
         self.memory = memory
-        let tables = UnsafeMutablePointer<TLBEntry>.allocate(capacity: TLB.tables * TLB.entries)
-        tables.initialize(repeating: TLBEntry(), count: TLB.tables * TLB.entries)
+        // One more, which stays empty: see `Core.selectTLB`.
+        let tables = UnsafeMutablePointer<TLBEntry>.allocate(capacity: (TLB.tables + 1) * TLB.entries)
+        tables.initialize(repeating: TLBEntry(), count: (TLB.tables + 1) * TLB.entries)
         let codeTables = UnsafeMutablePointer<CodeTLBEntry>.allocate(capacity: 2 * TLB.codeEntries)
         codeTables.initialize(repeating: CodeTLBEntry(), count: 2 * TLB.codeEntries)
         let jumps = UnsafeMutablePointer<JumpEntry>.allocate(capacity: JumpEntry.count)
@@ -163,6 +164,17 @@ public final class SoftEngine: Engine {
             if core.s.retired == count { nextLook = 0 }
             stands = false
         }
+    }
+
+    /// Executes the instruction that the guest stands at, alone, or delivers what comes before it or the exception that it
+    /// raises: the rest is for the engine whose place this one takes.
+    ///
+    /// - Returns: the exit that it makes; nil where it is done without.
+    func executeOne() throws(HostError) -> Arrival? {
+        if let arrival = try settle() { return arrival }
+        takeMonitorWrites()
+        setBreakpoint(nil)
+        return core.s.queued.kind != .none || hasReadyNMI ? try deliverQueued() : try stepOnce()
     }
 
     /// Arrivals at the breakpoint where the general registers have another sum are passed, until `endFilter`; none are with 0.

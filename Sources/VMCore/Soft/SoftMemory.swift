@@ -88,8 +88,35 @@ extension Core {
 
     // MARK: The slow way
 
+    /// Throws where an operand of user mode has to be aligned and isn't. Only called on the slow way, which each access takes
+    /// then.
+    ///
+    /// That comes before page faults, and after what is wrong with the address itself (Intel processors, measured; Intel SDM
+    /// Vol. 3A, 6.9, has it the other way round). Source: Intel SDM Vol. 3A, 6.15, interrupt 17.
+    @inline(__always)
+    func checkAlignment(_ linear: UInt64, _ alignment: UInt64) throws(Trap) {
+        if s.checksAlignment, linear & (alignment &- 1) != 0 { throw misaligned(linear) }
+    }
+
     @inline(never)
-    func loadSlowly(_ linear: UInt64, _ size: UInt64) throws(Trap) -> UInt64 {
+    private func misaligned(_ linear: UInt64) -> Trap {
+        isNonCanonical(linear) ? Trap(kind: .nonCanonical, hasErrorCode: true) : .exception(Vector.ac, code: 0)
+    }
+
+    @inline(never)
+    private func loadSlowly(_ linear: UInt64, _ size: UInt64) throws(Trap) -> UInt64 {
+        try checkAlignment(linear, size)
+        return try loadPiece(linear, size)
+    }
+
+    @inline(never)
+    private func storeSlowly(_ linear: UInt64, _ value: UInt64, _ size: UInt64) throws(Trap) {
+        try checkAlignment(linear, size)
+        try storePiece(linear, value, size)
+    }
+
+    /// Reads 1–8 bytes, which needn't be an operand of their own.
+    func loadPiece(_ linear: UInt64, _ size: UInt64) throws(Trap) -> UInt64 {
         if hasBreakpoints { noteAccess(linear, size, writes: false) }
         let inPage = min(size, 0x1000 - (linear & 0xFFF))
         let first = try translate(linear, .read)
@@ -100,8 +127,7 @@ extension Core {
         return low | (try loadPhysical(second, size - inPage)) << (8 * inPage)
     }
 
-    @inline(never)
-    func storeSlowly(_ linear: UInt64, _ value: UInt64, _ size: UInt64) throws(Trap) {
+    func storePiece(_ linear: UInt64, _ value: UInt64, _ size: UInt64) throws(Trap) {
         if hasBreakpoints { noteAccess(linear, size, writes: true) }
         let inPage = min(size, 0x1000 - (linear & 0xFFF))
         let first = try translate(linear, .write)
@@ -123,7 +149,9 @@ extension Core {
     }
 
     /// Whether an operand can be read and then replaced: one access that writes, or with some processors first one that reads.
+    @inline(never)
     func checkModifiable(_ linear: UInt64, _ size: UInt64) throws(Trap) {
+        try checkAlignment(linear, size)
         if s.profile.readsBeforeModifying { try check(linear, size, .read) }
         try check(linear, size, .write)
     }

@@ -103,7 +103,7 @@ extension Core {
     /// As many iterations of MOVS or STOS at once as stay in one page of RAM; nil where they go one by one.
     private func bulk<T: Word>(_ op: Op, _ type: T.Type, _ left: UInt64) throws(Trap) -> UInt64? {
         guard left > 1, s.flags & Flag.df == 0, op.pointee.cold == .movs || op.pointee.cold == .stos,
-            s.dr7 & 0xFF == 0 else { return nil }
+            s.dr7 & 0xFF == 0, !s.checksAlignment else { return nil }
         let to = try destinationAddress(op, T.bytes, writes: true)
         var count = min(left, (0x1000 - (to & 0xFFF)) / T.bytes)
         let from = op.pointee.cold == .movs ? try sourceAddress(op, T.bytes) : 0

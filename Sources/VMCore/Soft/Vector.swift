@@ -65,6 +65,14 @@ struct VectorForm {
         get { field(56, 1) != 0 }
         set { setField(56, 1, newValue ? 1 : 0) }
     }
+    /// Alignment checks leave the memory operand alone, though it has no more than 8 bytes.
+    var isUnchecked: Bool {
+        get { field(57, 1) != 0 }
+        set { setField(57, 1, newValue ? 1 : 0) }
+    }
+    /// What alignment checks want of the memory operand's address. Operands of 16 and 32 bytes that needn't be aligned aren't
+    /// checked either (Intel processors, measured).
+    var checkedAlignment: UInt64 { isUnchecked || memoryBytes > 8 ? 1 : UInt64(memoryBytes) }
     /// Any operand is an MMX register.
     var usesMMX: Bool {
         get { field(55, 1) != 0 }
@@ -134,12 +142,13 @@ extension Core {
         var address: UInt64 = 0
         if storesMemory || op.pointee.form.has(MicroOp.Form.memoryB) {
             address = try operandAddress(op, size: UInt64(form.memoryBytes), writes: storesMemory)
-            if address & form.alignment != 0, !allowsMisaligned(op, form) { throw .protection }
+            if address & form.alignment != 0, try !allowsMisaligned(op, form, address) { throw .protection }
             if storesMemory {
-                try prepareStore(address, form.memoryBytes)
+                if form.usesMMX, s.checksAlignment { try checkStore(address, form) }
+                try prepareStore(address, form.memoryBytes, alignment: form.checkedAlignment)
             } else {
                 file.operand.storeBytes(of: SIMD4<UInt64>(), as: SIMD4<UInt64>.self)
-                try loadBytes(address, form.memoryBytes, to: file.operand)
+                try loadBytes(address, form.memoryBytes, alignment: form.checkedAlignment, to: file.operand)
             }
         }
         if form.usesMMX { file.enterMMX() }
@@ -184,11 +193,26 @@ extension Core {
         }
     }
 
-    /// Misaligned operands: where MXCSR allows them, and those of SHA on AMD processors (family 19h, measured).
+    /// A misaligned store sets MMX's top of the stack all the same, but not its tags (Intel processors, measured).
     @inline(never)
-    private func allowsMisaligned(_ op: Op, _ form: VectorForm) -> Bool {
+    private func checkStore(_ address: UInt64, _ form: VectorForm) throws(Trap) {
+        do throws(Trap) {
+            try checkAlignment(address, form.checkedAlignment)
+        } catch {
+            if error.vector == Vector.ac { s.floatingPoint.setTop(0) }
+            throw error
+        }
+    }
+
+    /// Misaligned operands: where MXCSR allows them, and those of SHA on AMD processors (family 19h, measured).
+    /// What MXCSR allows is for alignment checks to find. Source: AMD APM Vol. 2, 11.5.10.
+    @inline(never)
+    private func allowsMisaligned(_ op: Op, _ form: VectorForm, _ address: UInt64) throws(Trap) -> Bool {
         if form.isAlignedAlways { return false }
-        if s.floatingPoint.mxcsr & 1 << 17 != 0 { return true }
+        if s.floatingPoint.mxcsr & 1 << 17 != 0 {
+            try checkAlignment(address, form.alignment &+ 1)
+            return true
+        }
         return op.pointee.cold == .vectorCipher && form.code >= VectorCipher.sha1Next.rawValue && s.cpuid.pointee.isAMD
     }
 

@@ -50,6 +50,9 @@ extension InstructionDecoder {
         ZYDIS_MNEMONIC_VMOVNTPD, ZYDIS_MNEMONIC_VMOVNTDQ, ZYDIS_MNEMONIC_VMOVNTDQA,
     ].map(\.rawValue))
 
+    /// Instructions whose operand of 8 bytes in memory isn't looked at by alignment checks (Intel processors, measured).
+    private static let unchecked: Set<UInt32> = Set([ZYDIS_MNEMONIC_VCVTPH2PS, ZYDIS_MNEMONIC_VCVTPS2PH].map(\.rawValue))
+
     /// Emits a vector instruction with its operands: the first is the destination, and without VEX also the first
     /// source; the last is the second source.
     func vectorForm(_ code: UInt16, into op: inout MicroOp) -> (form: VectorForm, named: [Int]) {
@@ -146,6 +149,7 @@ extension InstructionDecoder {
         place(i, in: &op, writes: i == 0)
         let bytes = Int(operands[i].size) / 8
         form.memoryBytes = bytes
+        form.isUnchecked = Self.unchecked.contains(instruction.mnemonic.rawValue)
         if Self.aligned.contains(instruction.mnemonic.rawValue) {
             form.alignment = UInt64(bytes - 1)
             form.isAlignedAlways = true

@@ -101,7 +101,7 @@ extension Core {
         let value = form.usesMMX ? file.st(Int(form.first)) : file.vector(form.first)
         let mask = form.usesMMX ? file.st(Int(op.pointee.b)) : file.vector(op.pointee.b)
         // All bytes have to be writable, also those that aren't written (AMD processors of family 19h, measured).
-        try prepareStore(address, bytes)
+        try prepareStore(address, bytes, alignment: 8)
         for i in 0..<bytes where (mask + i).load(as: UInt8.self) & 0x80 != 0 {
             try store((address &+ UInt64(i)) & s.linearMask, (value + i).load(as: UInt8.self), op)
         }

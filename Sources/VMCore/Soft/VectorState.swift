@@ -41,6 +41,7 @@ extension Core {
             if s.cr0 & 0xC != 0 { throw .exception(Vector.nm) }
             let saves = op.pointee.cold == .fxsave
             let address = try operandAddress(op, size: UInt64(Area.legacy), writes: saves)
+            try checkAlignment(address, 4)
             guard address & 15 == 0 else { throw .protection }
             try withArea { (area) throws(Trap) in
                 if saves {
@@ -150,6 +151,7 @@ extension Core {
         let wanted = (gpr(GPR.rdx) << 32 | gpr(GPR.rax) & 0xFFFF_FFFF) & s.xcr0
         let bytes = wanted & Area.avx != 0 ? Area.bytes : Area.ymm
         let address = try operandAddress(op, size: UInt64(bytes), writes: saves)
+        try checkAlignment(address, 4)
         guard address & 63 == 0 else { throw .protection }
         try withArea { (area) throws(Trap) in
             if saves { try prepareStore(address, bytes) }

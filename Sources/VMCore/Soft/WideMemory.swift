@@ -2,9 +2,9 @@ import Glibc
 
 /// Operands of more than 8 bytes.
 extension Core {
-    /// Reads `count` bytes at a linear address.
+    /// Reads `count` bytes at a linear address. `alignment` is what alignment checks want of that.
     @inline(__always)
-    func loadBytes(_ linear: UInt64, _ count: Int, to target: UnsafeMutableRawPointer) throws(Trap) {
+    func loadBytes(_ linear: UInt64, _ count: Int, alignment: UInt64 = 1, to target: UnsafeMutableRawPointer) throws(Trap) {
         let entry = s.tlb + TLB.index(linear)
         if (linear &+ UInt64(count &- 1)) & TLB.pageMask == entry.pointee.read,
             linear & TLB.pageMask == entry.pointee.read,
@@ -12,6 +12,7 @@ extension Core {
             target.copyMemory(from: place, byteCount: count)
             return
         }
+        try checkAlignment(linear, alignment)
         try loadPieces(linear, count, to: target)
     }
 
@@ -25,6 +26,7 @@ extension Core {
             let size = piece(count - done)
             var value: UInt64
             switch size {
+            case _ where s.checksAlignment: value = try loadPiece(address, UInt64(size))
             case 8: value = try load(address, UInt64.self)
             case 4: value = UInt64(try load(address, UInt32.self))
             case 2: value = UInt64(try load(address, UInt16.self))
@@ -35,11 +37,13 @@ extension Core {
         }
     }
 
-    /// Makes sure that a store which follows won't fault, nor have to be started over.
-    func prepareStore(_ linear: UInt64, _ count: Int) throws(Trap) {
+    /// Makes sure that a store which follows won't fault, nor have to be started over. `alignment` is what alignment checks
+    /// want of its address.
+    func prepareStore(_ linear: UInt64, _ count: Int, alignment: UInt64 = 1) throws(Trap) {
         let entry = s.tlb + TLB.index(linear)
         if (linear &+ UInt64(count &- 1)) & TLB.pageMask == entry.pointee.write,
             linear & TLB.pageMask == entry.pointee.write { return }
+        try checkAlignment(linear, alignment)
         for page in pages(linear, count) {
             let physical = try translate(page, .write)
             guard s.single || hostAddress(physical) != nil else { throw .again }
@@ -67,6 +71,10 @@ extension Core {
             let size = piece(count - done)
             let place = source + done
             switch size {
+            case _ where s.checksAlignment:
+                var value: UInt64 = 0
+                memcpy(&value, place, size)
+                try storePiece(address, value, UInt64(size))
             case 8: try store(address, place.loadUnaligned(as: UInt64.self))
             case 4: try store(address, place.loadUnaligned(as: UInt32.self))
             case 2: try store(address, place.loadUnaligned(as: UInt16.self))

@@ -78,6 +78,8 @@ enum DifferentialComparison {
     private static func keepSigns(ofMaskIn one: DifferentialCase, _ a: inout DifferentialRecord, _ b: inout DifferentialRecord) {
         guard let vex = one.code.firstIndex(of: 0xC4), vex + 2 < one.code.count else { return }
         let mask = Int(~one.code[vex + 2] >> 3 & 15), bytes = one.code[vex + 2] & 0x80 != 0 ? 8 : 4
+        // The upper half of a register whose lower one holds all elements.
+        if one.code[vex + 2] & 4 == 0 { take(Int(CASE_YMM) + 16 * mask..<Int(CASE_YMM) + 16 * mask + 16, from: b, to: &a) }
         for start in [160 + 16 * mask, Int(CASE_YMM) + 16 * mask] {
             for i in start..<(start + 16) {
                 let isSign = (i - start) % bytes == bytes - 1

@@ -22,6 +22,8 @@ extension SeededGenerator {
 /// Makes cases from a catalogue and a seed.
 struct DifferentialGenerator {
     let catalogue: DifferentialCatalogue
+    /// Cases run with alignment checks, most of them, and have operands of any alignment.
+    let checksAlignment: Bool
     private var random: SeededGenerator
     private var record = DifferentialRecord()
 
@@ -29,8 +31,9 @@ struct DifferentialGenerator {
     private var is64: Bool { mode == .long64 }
     private static let window = UInt64(DIFF_DATA + 0x1000 - CASE_DATA_BYTES)
 
-    init(_ catalogue: DifferentialCatalogue, seed: UInt64) {
+    init(_ catalogue: DifferentialCatalogue, seed: UInt64, checksAlignment: Bool = false) {
         self.catalogue = catalogue
+        self.checksAlignment = checksAlignment
         random = SeededGenerator(seed: seed)
     }
 
@@ -49,7 +52,7 @@ struct DifferentialGenerator {
         guard let decoded = DecodedBytes(code + [UInt8](repeating: 0x90, count: 8), mode) else { return nil }
         var address: UInt64?
         if let register {
-            address = Self.window + 0x40 + 64 * random.below(4)
+            address = Self.window + 0x40 + 64 * random.below(4) + misalignment()
             record.setRegister(register, address ?? 0)
         }
         var code = code
@@ -57,6 +60,11 @@ struct DifferentialGenerator {
         var made = DifferentialCase(name: decoded.name, code: code, input: record)
         ignore(&made, decoded, address)
         return made
+    }
+
+    /// What moves an operand where alignment is checked.
+    private mutating func misalignment() -> UInt64 {
+        checksAlignment && random.chance(2, in: 3) ? random.below(2) == 0 ? random.below(16) : 1 << random.below(4) : 0
     }
 
     // MARK: Values
@@ -127,9 +135,10 @@ struct DifferentialGenerator {
         record = DifferentialRecord()
         for i in 0..<16 { record.setRegister(i, is64 ? integer() : integer() & 0xFFFF_FFFF) }
         // The stack lies in the data.
-        record.setRegister(4, Self.window + 0x100 + 8 * random.below(16))
+        record.setRegister(4, Self.window + 0x100 + 8 * random.below(16) + misalignment())
         let arithmetic = random.next() & 0x8D5
         record[Int(CASE_FLAGS), UInt64.self] = 2 | arithmetic | (random.chance(1, in: 8) ? 0x400 : 0)
+        if checksAlignment, random.chance(7, in: 8) { record[Int(CASE_FLAGS), UInt64.self] |= 0x4_0000 }
         for i in 0..<16 {
             let (low, high) = vector()
             record[Int(CASE_FX) + 160 + 16 * i, UInt64.self] = low
@@ -215,6 +224,7 @@ struct DifferentialGenerator {
         }
         // What touches many bytes in several steps faults at some of them, in an order that is each processor's own.
         if Self.large.contains(encoding.mnemonic.rawValue) { target = Self.window + 16 * random.below(4) }
+        target += misalignment()
         if isGather(encoding) { return gatherOperand(reg, rex, target) }
         func word(_ value: UInt64) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) } }
         let mod = UInt8(random.below(3))
@@ -279,12 +289,12 @@ struct DifferentialGenerator {
         switch instruction.mnemonic {
         case ZYDIS_MNEMONIC_LEAVE, ZYDIS_MNEMONIC_ENTER:
             // Nested frames are read above where the stack is written.
-            record.setRegister(5, Self.window + 0x1C0 + 8 * random.below(8))
+            record.setRegister(5, Self.window + 0x1C0 + 8 * random.below(8) + misalignment())
             if instruction.mnemonic == ZYDIS_MNEMONIC_ENTER { code[code.count - 1] &= 3 }
         case ZYDIS_MNEMONIC_POPF, ZYDIS_MNEMONIC_POPFD, ZYDIS_MNEMONIC_POPFQ:
-            // Not TF, nor AC: the driver goes on with these.
+            // Not TF, nor AC of itself: the driver goes on with these.
             let offset = Int(record.register(4) - Self.window)
-            record[Int(CASE_DATA) + offset, UInt64.self] &= ~0x4_0100
+            record[Int(CASE_DATA) + offset, UInt64.self] &= checksAlignment ? ~0x100 : ~0x4_0100
         case ZYDIS_MNEMONIC_XLAT: record.setRegister(3, (inside &- (record.register(0) & 0xFF)) & (is64 ? .max : 0xFFFF_FFFF))
         case ZYDIS_MNEMONIC_BT, ZYDIS_MNEMONIC_BTS, ZYDIS_MNEMONIC_BTR, ZYDIS_MNEMONIC_BTC:
             // A bit near the operand.

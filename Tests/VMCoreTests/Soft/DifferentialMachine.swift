@@ -38,6 +38,8 @@ final class DifferentialMachine {
     /// Whether cases use YMM registers, and whether the guest has to enable them for that.
     private let hasAVX: Bool
     private let enablesAVX: Bool
+    /// CR0.AM: whether a case's AC flag makes alignment checks.
+    var masksAlignment = true
 
     static func memory() throws -> GuestMemory { try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 16 << 20)) }
 
@@ -106,7 +108,7 @@ final class DifferentialMachine {
         state.ldtr = SegmentRegister(attributes: SegmentRegister.unusable)
         state.gdtr = DescriptorTable(base: UInt64(DIFF_GDT), limit: 63)
         state.idtr = DescriptorTable(base: UInt64(DIFF_IDT), limit: 4095)
-        state.control.cr0 = 0x8001_0033
+        state.control.cr0 = 0x8001_0033 | (masksAlignment ? 1 << 18 : 0)
         state.control.cr3 = UInt64(DIFF_PML4)
         state.control.cr4 = 0x620 | (enablesAVX ? 1 << 18 : 0)
         state.control.efer = 0xD01

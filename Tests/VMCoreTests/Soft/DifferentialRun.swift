@@ -14,6 +14,8 @@ struct DifferentialRun {
     struct Outcome {
         var disagreements: [Disagreement] = []
         var compared: [String: Int] = [:]
+        /// Those of them that raised an exception on the processor, by vector.
+        var faulted: [UInt64: Int] = [:]
         /// Cases that don't count, by instruction: KVM's emulator lacks it, or does it otherwise than processors.
         var left: [String: Int] = [:]
     }
@@ -58,6 +60,8 @@ struct DifferentialRun {
         }
     }
 
+    static let hostIsIntel = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.contains("GenuineIntel") == true
+
     private static let hostHasAVX2: Bool = {
         let words = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.split(whereSeparator: \.isWhitespace) ?? []
         return Set(["avx2", "fma", "f16c"]).isSubset(of: Set(words.prefix(400).map(String.init)))
@@ -71,9 +75,21 @@ struct DifferentialRun {
         return try processor.run([one], .compatibility32)[0].vector == .max
     }
 
+    /// Whether the processor checks alignment in user mode: KVM's emulator and QEMU's processors don't.
+    func checksAlignment(_ mode: DifferentialMachine.Mode) throws -> Bool {
+        // The rules are an Intel processor's; others are not measured.
+        guard Self.hostIsIntel else { return false }
+        var generator = DifferentialGenerator(DifferentialCatalogue(empty: mode), seed: 1)
+        // MOV EAX, [EBX] with a misaligned address.
+        guard var one = generator.make(code: [0x8B, 0x03], operandIn: 3) else { return false }
+        one.input.setRegister(3, one.input.register(3) + 1)
+        one.input[Int(CASE_FLAGS), UInt64.self] |= 0x4_0000
+        return try processor.run([one], mode)[0].vector == 17
+    }
+
     /// Runs cases on both, and adds to what came of others. `isEmulated`: what KVM's emulator lacks (#UD) or does otherwise
-    /// than processors doesn't count.
-    func compare(_ cases: [DifferentialCase], _ mode: DifferentialMachine.Mode, isEmulated: Bool = false,
+    /// than processors doesn't count. `ofAlignment`: where neither raises #AC, it is other tests' business what they do.
+    func compare(_ cases: [DifferentialCase], _ mode: DifferentialMachine.Mode, isEmulated: Bool = false, ofAlignment: Bool = false,
                  into outcome: inout Outcome) throws {
         for start in stride(from: 0, to: cases.count, by: DifferentialMachine.batch) {
             let part = Array(cases[start..<min(start + DifferentialMachine.batch, cases.count)])
@@ -85,6 +101,8 @@ struct DifferentialRun {
                     continue
                 }
                 outcome.compared[one.name, default: 0] += 1
+                if a[i].vector < 32 { outcome.faulted[a[i].vector, default: 0] += 1 }
+                if ofAlignment, a[i].vector != 17, b[i].vector != 17 { continue }
                 let differences = DifferentialComparison.differences(one, a[i], b[i], hidesProtection: hidesProtection)
                 if !differences.isEmpty { outcome.disagreements.append(Disagreement(one: one, differences: differences)) }
             }

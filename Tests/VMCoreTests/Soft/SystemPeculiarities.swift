@@ -170,6 +170,14 @@ struct SystemPeculiarity {
                  ["LTR", "LLDT", "LGDT", "LIDT", "WRMSR", "INVLPG", "WRFSBASE"].contains(one.name) && one.mode == .long64
                      && a.vector == nil && b.vector == 13 && hasLA57
              }),
+        // The same, for what it makes of an address that isn't canonical.
+        Self(what: "SYSENTER_ESP and SYSENTER_EIP have 57 bits on processors that have LA57", applies: { one, _, _ in one.name == "WRMSR" && hasLA57 },
+             mend: { a, b in
+                 for i in [1, 2] {
+                     a.state.msrs[i] = UInt64(bitPattern: Int64(bitPattern: a.state.msrs[i] << 16) >> 16)
+                     b.state.msrs[i] = UInt64(bitPattern: Int64(bitPattern: b.state.msrs[i] << 16) >> 16)
+                 }
+             }),
         // SDM Vol. 3A, 18.2.3: DR6.RTM can be cleared where CPUID has RTM, which a KVM may show in spite of the model.
         Self(what: "DR6.RTM is written", applies: { one, _, _ in one.name == "MOV to DRn" },
              mend: { a, b in
