@@ -126,7 +126,7 @@ extension MachineConfiguration {
         // Linux reads the counter in a few places without a look at CPUID: for the first task's stack protector, for one.
         let hides = timestamps == .hide && host.kind == .kvm
         var notices: [String] = []
-        if hides, host.profile?.ownFeatures?.contains(where: { $0.leaf == 1 && $0.edx >> 4 & 1 == 1 }) == true {
+        if hides, linux != nil, host.profile?.ownFeatures?.contains(where: { $0.leaf == 1 && $0.edx >> 4 & 1 == 1 }) == true {
             notices.append("this KVM shows guests the processor's own features, its timestamp counter too: what a guest reads of "
                 + "it isn't recorded, and --timestamps trap records what a kernel reads")
         }
