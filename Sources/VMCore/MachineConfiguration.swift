@@ -24,7 +24,7 @@ public struct MachineConfiguration: Sendable {
     public var memoryBytes: UInt64
     public var cpuModel = "auto"
     /// The ways of the processor that the soft engine is; a KVM has its own.
-    public var profile = ProcessorProfile()
+    public var profile = ProcessorProfile(of: .amd)
     /// Nil for what suits the engine.
     public var timestamps: TimestampPolicy?
     public var testDevice = false

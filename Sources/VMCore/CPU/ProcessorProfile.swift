@@ -49,7 +49,7 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
 
     public init(of known: Known) {
         switch known {
-        case .amd: break
+        case .amd: undefinedFlags.scanSetsResult = true
         case .intel:
             undefinedFlags.multiplicationSetsResult = true
             undefinedFlags.multiplicationClearsZero = true

@@ -37,11 +37,9 @@ enum DifferentialComparison {
             a[Int(CASE_CR2), UInt64.self] = 0
             b[Int(CASE_CR2), UInt64.self] = 0
         }
-        if a.vector == 14, b.vector == 14 {
-            if isGather(one) { keepSigns(ofMaskIn: one, &a, &b) }
-            // Intel's processors have gone over to MMX before the store faults, AMD's have not.
-            if one.name == "MOVNTQ" { take(0..<160, from: b, to: &a) }
-        }
+        if isGather(one), a.vector == b.vector, a.vector != .max { keepSigns(ofMaskIn: one, &a, &b) }
+        // Intel's processors have gone over to MMX before the store faults, AMD's have not.
+        if one.name == "MOVNTQ", a.vector == 14, b.vector == 14 { take(0..<160, from: b, to: &a) }
         guard a != b else { return [] }
         var found: [String] = []
         func look(_ name: String, _ offset: Int, _ count: Int) {
