@@ -67,16 +67,15 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// A capability that a trace doesn't mention was not known when it was made.
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
-        func flag(_ key: CodingKeys) throws -> Bool { try values.decodeIfPresent(Bool.self, forKey: key) ?? false }
-        exactWindow = try flag(.exactWindow)
-        breakpointKernel = try flag(.breakpointKernel)
-        breakpointUser = try flag(.breakpointUser)
-        stepKernel = try flag(.stepKernel)
-        stepUser = try flag(.stepUser)
-        stepToUser = try flag(.stepToUser)
-        resumeFlag = try flag(.resumeFlag)
-        cheapBreakpoints = try flag(.cheapBreakpoints)
-        losesInterruptShadow = try flag(.losesInterruptShadow)
+        exactWindow = try values.value(.exactWindow, false)
+        breakpointKernel = try values.value(.breakpointKernel, false)
+        breakpointUser = try values.value(.breakpointUser, false)
+        stepKernel = try values.value(.stepKernel, false)
+        stepUser = try values.value(.stepUser, false)
+        stepToUser = try values.value(.stepToUser, false)
+        resumeFlag = try values.value(.resumeFlag, false)
+        cheapBreakpoints = try values.value(.cheapBreakpoints, false)
+        losesInterruptShadow = try values.value(.losesInterruptShadow, false)
         profile = try ProcessorProfile(from: decoder)
     }
 

@@ -42,6 +42,11 @@ public enum EngineHost: Sendable {
         }
     }
 
+    /// The ways of the processor under KVM here.
+    ///
+    /// - Throws: `HostError` where there is no KVM, or no permission to use it.
+    public static func profileUnderKVM() throws(HostError) -> ProcessorProfile { try SelfTests(system: KVMSystem()).profile() }
+
     /// How guests see time stamps here where nobody says otherwise.
     public var defaultTimestamps: TimestampPolicy { kind == .soft ? .record : .hide }
 

@@ -103,7 +103,7 @@ struct GuestOptions: ParsableArguments {
         if let timestamps { configuration.timestamps = timestamps }
         if let known = ProcessorProfile.Known(rawValue: processor.rawValue) {
             configuration.profile = ProcessorProfile(of: known)
-        } else if engine.choice == .soft, let host = try? EngineHost.openKVM(), let profile = host.profile {
+        } else if engine.choice == .soft, let profile = try? EngineHost.profileUnderKVM() {
             configuration.profile = profile
             // The soft engine's guests see what the model has: they would use what else there is.
             configuration.profile.ownFeatures = nil

@@ -136,15 +136,19 @@ public struct FloatingPointState: Equatable, Sendable {
     public var xmm = [UInt8](repeating: 0, count: 256)
     /// The upper halves of YMM0–YMM15, 16 bytes each.
     public var ymmHigh = [UInt8](repeating: 0, count: 256)
-    /// Where the last x87 instruction is that isn't one of control, and its operand; its opcode of 11 bits. All 0 where the
-    /// processor doesn't keep them: `ProcessorProfile.keepsLastInstruction`.
-    public var lastInstruction: UInt64 = 0
-    public var lastOperand: UInt64 = 0
-    public var lastOpcode: UInt16 = 0
-
-    var hasLastInstruction: Bool { lastInstruction | lastOperand | UInt64(lastOpcode) != 0 }
+    /// All 0 where the processor doesn't keep it: `ProcessorProfile.keepsLastInstruction`.
+    public var last = LastInstruction()
 
     public init() {}
+}
+
+/// The last x87 instruction that isn't one of control.
+public struct LastInstruction: Equatable, Sendable {
+    public var address: UInt64 = 0
+    /// The address of its operand.
+    public var operand: UInt64 = 0
+    /// 11 bits.
+    public var opcode: UInt16 = 0
 }
 
 /// Exceptions, interrupts and their blocking, between two instructions.

@@ -76,10 +76,10 @@ extension FieldVisitor {
         bytes(&f.ymmHigh)
     }
 
-    mutating func visitLastInstruction(_ f: inout FloatingPointState) {
-        field(&f.lastInstruction)
-        field(&f.lastOperand)
-        field(&f.lastOpcode)
+    mutating func visit(_ last: inout LastInstruction) {
+        field(&last.address)
+        field(&last.operand)
+        field(&last.opcode)
     }
 
     mutating func visit(_ e: inout EventState) {
@@ -169,12 +169,12 @@ extension CPUState {
     public func encoded() -> [UInt8] {
         var encoder = Encoder()
         encoder.output.reserveCapacity(1200)
-        let hasLast = floatingPoint.hasLastInstruction
+        let hasLast = floatingPoint.last != LastInstruction()
         encoder.output.append(Self.encodingVersion + (timestampCounter == nil ? 0 : Self.counter) + (hasLast ? Self.lastInstruction : 0))
         var copy = self
         encoder.visit(&copy)
         if var counter = timestampCounter { encoder.field(&counter) }
-        if hasLast { encoder.visitLastInstruction(&copy.floatingPoint) }
+        if hasLast { encoder.visit(&copy.floatingPoint.last) }
         return encoder.output
     }
 
@@ -191,9 +191,9 @@ extension CPUState {
             timestampCounter = counter
         }
         if more & Self.lastInstruction != 0 {
-            decoder.visitLastInstruction(&floatingPoint)
+            decoder.visit(&floatingPoint.last)
             // Equal states have equal bytes.
-            if !floatingPoint.hasLastInstruction { return nil }
+            if floatingPoint.last == LastInstruction() { return nil }
         }
         guard !decoder.failed, decoder.input.isEmpty else { return nil }
     }

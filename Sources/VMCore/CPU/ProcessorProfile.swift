@@ -80,21 +80,18 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
 
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
-        func value<T: Decodable>(_ key: CodingKeys, _ fallback: T) throws -> T {
-            try values.decodeIfPresent(T.self, forKey: key) ?? fallback
-        }
-        undefinedFlags = try value(.undefinedFlags, undefinedFlags)
+        undefinedFlags = try values.value(.undefinedFlags, undefinedFlags)
         userFlags = try values.decodeIfPresent(UndefinedFlags.self, forKey: .userFlags)
         ownFeatures = try values.decodeIfPresent([CPUIDEntry].self, forKey: .ownFeatures)
-        bitTestsVary = try value(.bitTestsVary, bitTestsVary)
+        bitTestsVary = try values.value(.bitTestsVary, bitTestsVary)
         mxcsrMask = try values.decodeIfPresent(UInt32.self, forKey: .mxcsrMask)
-        halvesSysenter = try value(.halvesSysenter, halvesSysenter)
-        faultsWithoutResume = try value(.faultsWithoutResume, faultsWithoutResume)
-        transfersSetAccessed = try value(.transfersSetAccessed, transfersSetAccessed)
-        unwrittenBySave = try value(.unwrittenBySave, unwrittenBySave)
-        keepsLastInstruction = try value(.keepsLastInstruction, keepsLastInstruction)
-        halvesLastInstruction = try value(.halvesLastInstruction, halvesLastInstruction)
-        readsBeforeModifying = try value(.readsBeforeModifying, readsBeforeModifying)
+        halvesSysenter = try values.value(.halvesSysenter, halvesSysenter)
+        faultsWithoutResume = try values.value(.faultsWithoutResume, faultsWithoutResume)
+        transfersSetAccessed = try values.value(.transfersSetAccessed, transfersSetAccessed)
+        unwrittenBySave = try values.value(.unwrittenBySave, unwrittenBySave)
+        keepsLastInstruction = try values.value(.keepsLastInstruction, keepsLastInstruction)
+        halvesLastInstruction = try values.value(.halvesLastInstruction, halvesLastInstruction)
+        readsBeforeModifying = try values.value(.readsBeforeModifying, readsBeforeModifying)
     }
 }
 
@@ -109,4 +106,9 @@ public enum UnwrittenBySave {
     public static let pointers: UInt8 = 1 << 2
     /// The six bytes behind each of the eight registers.
     public static let registerPadding: UInt8 = 1 << 3
+}
+
+extension KeyedDecodingContainer {
+    /// What is under a key, or what it means that a trace doesn't mention it.
+    func value<T: Decodable>(_ key: Key, _ fallback: T) throws -> T { try decodeIfPresent(T.self, forKey: key) ?? fallback }
 }

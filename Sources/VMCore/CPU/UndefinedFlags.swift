@@ -34,18 +34,15 @@ public struct UndefinedFlags: Codable, Equatable, Sendable {
     /// A way that a trace doesn't mention is the one that vmrr had before it measured it.
     public init(from decoder: any Decoder) throws {
         let values = try decoder.container(keyedBy: CodingKeys.self)
-        func flag(_ key: CodingKeys, _ fallback: Bool) throws -> Bool {
-            try values.decodeIfPresent(Bool.self, forKey: key) ?? fallback
-        }
-        multiplicationSetsResult = try flag(.multiplicationSetsResult, multiplicationSetsResult)
-        divisionKeepsAll = try flag(.divisionKeepsAll, divisionKeepsAll)
-        multiplicationClearsZero = try flag(.multiplicationClearsZero, multiplicationClearsZero)
-        shiftsOverflowAtOnce = try flag(.shiftsOverflowAtOnce, shiftsOverflowAtOnce)
-        rotationsKeepOverflow = try flag(.rotationsKeepOverflow, rotationsKeepOverflow)
-        doubleShiftsReturn = try flag(.doubleShiftsReturn, doubleShiftsReturn)
-        bitManipulationClears = try flag(.bitManipulationClears, bitManipulationClears)
-        shiftSetsAuxiliary = try flag(.shiftSetsAuxiliary, shiftSetsAuxiliary)
-        scanTestsSource = try flag(.scanTestsSource, scanTestsSource)
-        scanSetsResult = try flag(.scanSetsResult, scanSetsResult)
+        multiplicationSetsResult = try values.value(.multiplicationSetsResult, multiplicationSetsResult)
+        divisionKeepsAll = try values.value(.divisionKeepsAll, divisionKeepsAll)
+        multiplicationClearsZero = try values.value(.multiplicationClearsZero, multiplicationClearsZero)
+        shiftsOverflowAtOnce = try values.value(.shiftsOverflowAtOnce, shiftsOverflowAtOnce)
+        rotationsKeepOverflow = try values.value(.rotationsKeepOverflow, rotationsKeepOverflow)
+        doubleShiftsReturn = try values.value(.doubleShiftsReturn, doubleShiftsReturn)
+        bitManipulationClears = try values.value(.bitManipulationClears, bitManipulationClears)
+        shiftSetsAuxiliary = try values.value(.shiftSetsAuxiliary, shiftSetsAuxiliary)
+        scanTestsSource = try values.value(.scanTestsSource, scanTestsSource)
+        scanSetsResult = try values.value(.scanSetsResult, scanSetsResult)
     }
 }

@@ -157,9 +157,9 @@ extension FloatingPointState {
             statusWord = area.load(fromByteOffset: 2, as: UInt16.self)
             tags = area.load(fromByteOffset: 4, as: UInt8.self)
             if keepsLastInstruction {
-                lastOpcode = area.load(fromByteOffset: 6, as: UInt16.self) & 0x7FF
-                lastInstruction = area.load(fromByteOffset: 8, as: UInt64.self)
-                lastOperand = area.load(fromByteOffset: 16, as: UInt64.self)
+                last.opcode = area.load(fromByteOffset: 6, as: UInt16.self) & 0x7FF
+                last.address = area.load(fromByteOffset: 8, as: UInt64.self)
+                last.operand = area.load(fromByteOffset: 16, as: UInt64.self)
             }
             for i in 0..<8 {
                 for j in 0..<10 { st[10 * i + j] = area.load(fromByteOffset: Self.stOffset + 16 * i + j, as: UInt8.self) }
@@ -178,9 +178,9 @@ extension FloatingPointState {
         area.storeBytes(of: controlWord, toByteOffset: 0, as: UInt16.self)
         area.storeBytes(of: statusWord, toByteOffset: 2, as: UInt16.self)
         area.storeBytes(of: tags, toByteOffset: 4, as: UInt8.self)
-        area.storeBytes(of: lastOpcode, toByteOffset: 6, as: UInt16.self)
-        area.storeBytes(of: lastInstruction, toByteOffset: 8, as: UInt64.self)
-        area.storeBytes(of: lastOperand, toByteOffset: 16, as: UInt64.self)
+        area.storeBytes(of: last.opcode, toByteOffset: 6, as: UInt16.self)
+        area.storeBytes(of: last.address, toByteOffset: 8, as: UInt64.self)
+        area.storeBytes(of: last.operand, toByteOffset: 16, as: UInt64.self)
         area.storeBytes(of: mxcsr, toByteOffset: 24, as: UInt32.self)
         for i in 0..<8 {
             for j in 0..<10 { area.storeBytes(of: st[10 * i + j], toByteOffset: Self.stOffset + 16 * i + j, as: UInt8.self) }

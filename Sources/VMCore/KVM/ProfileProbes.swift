@@ -9,7 +9,7 @@ extension SelfTests {
         found.bitTestsVary = try bitTestsVary()
         (found.mxcsrMask, found.unwrittenBySave) = try savedArea()
         found.keepsLastInstruction = try keptLastInstruction(user: true) != 0
-        found.halvesLastInstruction = try keptLastInstruction(user: false) >> 32 == 0 && found.keepsLastInstruction
+        if found.keepsLastInstruction { found.halvesLastInstruction = try keptLastInstruction(user: false) >> 32 == 0 }
         found.halvesSysenter = try sysenterIsHalved()
         found.faultsWithoutResume = try faultsWithoutResume()
         found.transfersSetAccessed = try transferSetsAccessed()
@@ -19,13 +19,11 @@ extension SelfTests {
 
     /// The answers for leaves 1 and 7 at CPL 0 that aren't the model's; nil where all are.
     private func ownFeatures() throws(HostError) -> [CPUIDEntry]? {
-        let own = try [1, 7].map { (leaf) throws(HostError) in try answer(leaf, user: false) }
-            .compactMap { answer in answer }.filter { answer in !model.entries.contains { Self.areEqual($0, answer) } }
+        var own: [CPUIDEntry] = []
+        for leaf in [1, 7] as [UInt8] {
+            if let answer = try answer(leaf, user: false), !model.entries.contains(answer) { own.append(answer) }
+        }
         return own.isEmpty ? nil : own
-    }
-
-    static func areEqual(_ a: CPUIDEntry, _ b: CPUIDEntry) -> Bool {
-        a.leaf == b.leaf && (a.eax, a.ebx, a.ecx, a.edx) == (b.eax, b.ebx, b.ecx, b.edx)
     }
 
     /// What CPUID answers for a leaf and subleaf 0; nil where it can't be executed.

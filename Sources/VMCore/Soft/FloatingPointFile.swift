@@ -19,9 +19,7 @@ struct FloatingPointFile {
         /// As FNSAVE has it with 32-bit operands in protected mode. Source: Intel SDM Vol. 1, figures 8-9 and 8-11.
         static let x87 = 768
         static let mxcsr = 960
-        static let lastInstruction = 968
-        static let lastOperand = 976
-        static let lastOpcode = 984
+        static let last = 968
     }
 
     /// Offsets in the x87's image.
@@ -56,17 +54,9 @@ struct FloatingPointFile {
     }
 
     /// Of the x87: see `FloatingPointState`.
-    var lastInstruction: UInt64 {
-        get { raw.load(fromByteOffset: Offset.lastInstruction, as: UInt64.self) }
-        nonmutating set { raw.storeBytes(of: newValue, toByteOffset: Offset.lastInstruction, as: UInt64.self) }
-    }
-    var lastOperand: UInt64 {
-        get { raw.load(fromByteOffset: Offset.lastOperand, as: UInt64.self) }
-        nonmutating set { raw.storeBytes(of: newValue, toByteOffset: Offset.lastOperand, as: UInt64.self) }
-    }
-    var lastOpcode: UInt16 {
-        get { raw.load(fromByteOffset: Offset.lastOpcode, as: UInt16.self) }
-        nonmutating set { raw.storeBytes(of: newValue & 0x7FF, toByteOffset: Offset.lastOpcode, as: UInt16.self) }
+    var last: LastInstruction {
+        get { raw.load(fromByteOffset: Offset.last, as: LastInstruction.self) }
+        nonmutating set { raw.storeBytes(of: newValue, toByteOffset: Offset.last, as: LastInstruction.self) }
     }
 
     // MARK: x87
@@ -140,7 +130,7 @@ struct FloatingPointFile {
         status = state.statusWord
         tags = state.tags
         mxcsr = state.mxcsr
-        (lastInstruction, lastOperand, lastOpcode) = (state.lastInstruction, state.lastOperand, state.lastOpcode)
+        last = state.last
         for i in 0..<80 { (st(0) + i).storeBytes(of: i < state.st.count ? state.st[i] : 0, as: UInt8.self) }
         for i in 0..<256 {
             let place = vector(UInt8(i / 16)) + i % 16
@@ -156,7 +146,7 @@ struct FloatingPointFile {
         state.statusWord = status
         state.tags = tags
         state.mxcsr = mxcsr
-        (state.lastInstruction, state.lastOperand, state.lastOpcode) = (lastInstruction, lastOperand, lastOpcode)
+        state.last = last
         state.st = Array(UnsafeRawBufferPointer(start: st(0), count: 80))
         state.xmm = (0..<16).flatMap { UnsafeRawBufferPointer(start: vector($0), count: 16) }
         state.ymmHigh = (0..<16).flatMap { UnsafeRawBufferPointer(start: vector($0) + 16, count: 16) }

@@ -48,14 +48,14 @@ extension Core {
                     try prepareStore(address, Area.legacy)
                     // What the processor doesn't write stays as it was.
                     try loadBytes(address, Area.legacy, to: area)
-                    saveX87(to: area, half: hasHalfPointers(op))
+                    saveX87(to: area, mask: pointerMask(op))
                     saveSSE(to: area)
                     try storeBytes(address, 416, from: area)
                 } else {
                     try loadBytes(address, Area.legacy, to: area)
                     let mxcsr = area.load(fromByteOffset: 24, as: UInt32.self)
                     guard mxcsr & ~mxcsrMask == 0 else { throw .protection }
-                    restoreX87(from: area, half: hasHalfPointers(op))
+                    restoreX87(from: area, mask: pointerMask(op))
                     s.floatingPoint.mxcsr = mxcsr
                     restoreSSE(from: area)
                 }
@@ -83,13 +83,14 @@ extension Core {
     /// XMM8 and on belong to 64-bit code.
     private var registers: Range<UInt8> { 0..<(is64 ? 16 : 8) }
 
-    /// Whether the addresses of the last x87 instruction and its operand have 32 bits, and segments beside them, which processors
-    /// that keep these addresses store as 0.
-    private func hasHalfPointers(_ op: Op) -> Bool {
-        op.pointee.form.size != 3 || s.profile.halvesLastInstruction && !(is64 && s.cpl == 3)
+    /// What FXSAVE and its kind hold of the addresses of the last x87 instruction and its operand: 32 bits have segments beside
+    /// them, which processors that keep these addresses store as 0.
+    private func pointerMask(_ op: Op) -> UInt64 {
+        let isHalf = op.pointee.form.size != 3 || s.profile.halvesLastInstruction && !(is64 && s.cpl == 3)
+        return isHalf ? 0xFFFF_FFFF : .max
     }
 
-    private func saveX87(to area: UnsafeMutableRawPointer, half: Bool) {
+    private func saveX87(to area: UnsafeMutableRawPointer, mask: UInt64) {
         let file = s.floatingPoint
         area.storeBytes(of: file.control, toByteOffset: 0, as: UInt16.self)
         area.storeBytes(of: file.status, toByteOffset: 2, as: UInt16.self)
@@ -98,10 +99,9 @@ extension Core {
         clear(UnwrittenBySave.opcode, area + 6, 2)
         clear(UnwrittenBySave.pointers, area + 8, 16)
         if s.profile.keepsLastInstruction {
-            let mask: UInt64 = half ? 0xFFFF_FFFF : .max
-            area.storeBytes(of: file.lastOpcode, toByteOffset: 6, as: UInt16.self)
-            area.storeBytes(of: file.lastInstruction & mask, toByteOffset: 8, as: UInt64.self)
-            area.storeBytes(of: file.lastOperand & mask, toByteOffset: 16, as: UInt64.self)
+            area.storeBytes(of: file.last.opcode, toByteOffset: 6, as: UInt16.self)
+            area.storeBytes(of: file.last.address & mask, toByteOffset: 8, as: UInt64.self)
+            area.storeBytes(of: file.last.operand & mask, toByteOffset: 16, as: UInt64.self)
         }
         for i in 0..<8 {
             let place = area + 32 + 16 * i
@@ -124,13 +124,12 @@ extension Core {
         area.storeBytes(of: mxcsrMask, toByteOffset: 28, as: UInt32.self)
     }
 
-    private func restoreX87(from area: UnsafeMutableRawPointer, half: Bool) {
+    private func restoreX87(from area: UnsafeMutableRawPointer, mask: UInt64) {
         let file = s.floatingPoint
         if s.profile.keepsLastInstruction {
-            let mask: UInt64 = half ? 0xFFFF_FFFF : .max
-            file.lastOpcode = area.load(fromByteOffset: 6, as: UInt16.self)
-            file.lastInstruction = area.load(fromByteOffset: 8, as: UInt64.self) & mask
-            file.lastOperand = area.load(fromByteOffset: 16, as: UInt64.self) & mask
+            file.last = LastInstruction(address: area.load(fromByteOffset: 8, as: UInt64.self) & mask,
+                                        operand: area.load(fromByteOffset: 16, as: UInt64.self) & mask,
+                                        opcode: area.load(fromByteOffset: 6, as: UInt16.self) & 0x7FF)
         }
         file.control = area.load(fromByteOffset: 0, as: UInt16.self)
         file.status = area.load(fromByteOffset: 2, as: UInt16.self)
@@ -157,16 +156,16 @@ extension Core {
             if saves { try prepareStore(address, bytes) }
             try loadBytes(address, bytes, to: area)
             if saves {
-                saveExtended(wanted, area, half: hasHalfPointers(op))
+                saveExtended(wanted, area, mask: pointerMask(op))
                 try storeBytes(address, bytes, from: area)
             } else {
-                try restoreExtended(wanted, area, half: hasHalfPointers(op))
+                try restoreExtended(wanted, area, mask: pointerMask(op))
             }
         }
     }
 
-    private func saveExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, half: Bool) {
-        if wanted & Area.x87 != 0 { saveX87(to: area, half: half) }
+    private func saveExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, mask: UInt64) {
+        if wanted & Area.x87 != 0 { saveX87(to: area, mask: mask) }
         if wanted & Area.sse != 0 { saveSSE(to: area) } else if wanted & Area.avx != 0 { saveMXCSR(to: area) }
         if wanted & Area.avx != 0 {
             for i in registers { (area + Area.ymm + 16 * Int(i)).copyMemory(from: s.floatingPoint.vector(i) + 16, byteCount: 16) }
@@ -183,7 +182,7 @@ extension Core {
         }
         var bits: UInt64 = 0
         if file.control != 0x37F || file.status != 0 || file.tags != 0 || !isZero(file.st(0), 80)
-            || file.lastInstruction | file.lastOperand != 0 { bits |= Area.x87 }
+            || file.last.address | file.last.operand != 0 { bits |= Area.x87 }
         for i in 0..<16 as Range<UInt8> {
             if !isZero(file.vector(i), 16) { bits |= Area.sse }
             if !isZero(file.vector(i) + 16, 16) { bits |= Area.avx }
@@ -191,7 +190,7 @@ extension Core {
         return bits
     }
 
-    private func restoreExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, half: Bool) throws(Trap) {
+    private func restoreExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, mask: UInt64) throws(Trap) {
         let present = area.load(fromByteOffset: Area.header, as: UInt64.self)
         // The compacted format isn't offered; the header's reserved bytes are 0.
         guard present & ~s.xcr0 == 0, area.load(fromByteOffset: Area.header + 8, as: UInt64.self) == 0,
@@ -208,7 +207,7 @@ extension Core {
                 (area + 32).initializeMemory(as: UInt8.self, repeating: 0, count: 128)
                 area.storeBytes(of: 0x37F, toByteOffset: 0, as: UInt16.self)
             }
-            restoreX87(from: area, half: half)
+            restoreX87(from: area, mask: mask)
         }
         if wanted & Area.sse != 0 {
             if present & Area.sse == 0 { (area + 160).initializeMemory(as: UInt8.self, repeating: 0, count: 256) }

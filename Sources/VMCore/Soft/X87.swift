@@ -144,7 +144,7 @@ extension Core {
     /// Where this instruction is. Its operand and opcode are kept only with an unmasked exception, and not here.
     private func noteInstruction(_ op: Op) {
         guard s.profile.keepsLastInstruction else { return }
-        s.floatingPoint.lastInstruction = (s.rip &+ UInt64(op.pointee.offset)) & s.ripMask
+        s.floatingPoint.last.address = (s.rip &+ UInt64(op.pointee.offset)) & s.ripMask
     }
 
     /// A store that alignment checks don't let happen, unless an unmasked exception comes first (Intel processors, measured).
@@ -162,7 +162,7 @@ extension Core {
     private func alignment(_ form: X87Form) -> UInt64 { UInt64(min(form.bytes, 8)) }
 
     private func initializeX87() {
-        (s.floatingPoint.lastInstruction, s.floatingPoint.lastOperand, s.floatingPoint.lastOpcode) = (0, 0, 0)
+        s.floatingPoint.last = LastInstruction()
         s.floatingPoint.setTop(0)
         s.floatingPoint.control = 0x37F
         s.floatingPoint.status = 0
@@ -193,10 +193,10 @@ extension Core {
             file.tagWord = area.loadUnaligned(fromByteOffset: 2 * stride, as: UInt16.self)
             if whole { file.st(0).copyMemory(from: area + environment, byteCount: 80) }
             if s.profile.keepsLastInstruction, !isRealOrV86 {
-                file.lastInstruction = wide ? UInt64(area.loadUnaligned(fromByteOffset: 12, as: UInt32.self))
+                file.last.address = wide ? UInt64(area.loadUnaligned(fromByteOffset: 12, as: UInt32.self))
                     : UInt64(area.loadUnaligned(fromByteOffset: 6, as: UInt16.self))
-                file.lastOpcode = wide ? area.loadUnaligned(fromByteOffset: 18, as: UInt16.self) : 0
-                file.lastOperand = wide ? UInt64(area.loadUnaligned(fromByteOffset: 20, as: UInt32.self))
+                file.last.opcode = wide ? area.loadUnaligned(fromByteOffset: 18, as: UInt16.self) & 0x7FF : 0
+                file.last.operand = wide ? UInt64(area.loadUnaligned(fromByteOffset: 20, as: UInt32.self))
                     : UInt64(area.loadUnaligned(fromByteOffset: 10, as: UInt16.self))
             }
             file.settle()
@@ -216,12 +216,12 @@ extension Core {
         if wide { area.storeBytes(of: 0xFFFF_0000, toByteOffset: 24, as: UInt32.self) }
         if s.profile.keepsLastInstruction, !isRealOrV86 {
             if wide {
-                area.storeBytes(of: UInt32(truncatingIfNeeded: file.lastInstruction), toByteOffset: 12, as: UInt32.self)
-                area.storeBytes(of: file.lastOpcode, toByteOffset: 18, as: UInt16.self)
-                area.storeBytes(of: UInt32(truncatingIfNeeded: file.lastOperand), toByteOffset: 20, as: UInt32.self)
+                area.storeBytes(of: UInt32(truncatingIfNeeded: file.last.address), toByteOffset: 12, as: UInt32.self)
+                area.storeBytes(of: file.last.opcode, toByteOffset: 18, as: UInt16.self)
+                area.storeBytes(of: UInt32(truncatingIfNeeded: file.last.operand), toByteOffset: 20, as: UInt32.self)
             } else {
-                area.storeBytes(of: UInt16(truncatingIfNeeded: file.lastInstruction), toByteOffset: 6, as: UInt16.self)
-                area.storeBytes(of: UInt16(truncatingIfNeeded: file.lastOperand), toByteOffset: 10, as: UInt16.self)
+                area.storeBytes(of: UInt16(truncatingIfNeeded: file.last.address), toByteOffset: 6, as: UInt16.self)
+                area.storeBytes(of: UInt16(truncatingIfNeeded: file.last.operand), toByteOffset: 10, as: UInt16.self)
             }
         }
         if whole { (area + environment).copyMemory(from: file.st(0), byteCount: 80) }

@@ -58,12 +58,12 @@ import VMCore
     @Test func theLastInstructionIsEncodedWhereItIsKept() throws {
         var state = CPUState.reset()
         let without = state.encoded()
-        state.floatingPoint.lastInstruction = 0x7FFF_1234
-        state.floatingPoint.lastOpcode = 0x1E8
+        state.floatingPoint.last.address = 0x7FFF_1234
+        state.floatingPoint.last.opcode = 0x1E8
         let with = state.encoded()
         #expect(with.count == without.count + 18 && with[0] == without[0] + 2)
         #expect(CPUState(encoded: with)?.floatingPoint == state.floatingPoint)
-        #expect(CPUState(encoded: without)?.floatingPoint.lastInstruction == 0)
+        #expect(CPUState(encoded: without)?.floatingPoint.last.address == 0)
         state.timestampCounter = 7
         #expect(CPUState(encoded: state.encoded())?.floatingPoint == state.floatingPoint)
         // Nothing is encoded in two ways.
