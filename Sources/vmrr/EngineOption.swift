@@ -40,13 +40,20 @@ struct EngineOption: ParsableArguments {
             if choice == .auto { say("vmrr: \(difference): engine soft, which does as the trace says") }
             return .soft
         }
-        guard choice == .auto else { return kvm }
+        guard choice == .auto || trace == nil else { return kvm }
         let (fast, slow) = (try EngineSpeed(of: .soft), try EngineSpeed(of: kvm))
-        let isSoft = fast.instructionsPerSecond > slow.instructionsPerSecond
-        say("vmrr: engine \(isSoft ? "soft" : "kvm"): kernel code takes \(slow.text) under KVM here, \(fast.text) in the "
-            + "soft engine")
-        return isSoft ? .soft : kvm
+        let ratio = fast.instructionsPerSecond / slow.instructionsPerSecond
+        let found = "kernel code takes \(slow.text) under KVM here, \(fast.text) in the soft engine"
+        guard choice == .auto else {
+            if ratio > Self.strikingRatio { say("vmrr: \(found): --engine auto chooses the faster one") }
+            return kvm
+        }
+        say("vmrr: engine \(ratio > 1 ? "soft" : "kvm"): \(found)")
+        return ratio > 1 ? .soft : kvm
     }
+
+    /// How many times faster than KVM the soft engine must be for one who chose neither to hear of it.
+    private static let strikingRatio = 4.0
 
     /// In what way the processor here isn't the one of a recording, in words; nil where they are alike.
     private static func difference(of trace: TraceDescription, from host: EngineHost) -> String? {
