@@ -155,7 +155,7 @@ public struct Recording {
         TraceDescription(
             vmrrVersion: version, created: Int64(Date().timeIntervalSince1970), commandLine: commandLine, guest: guest,
             engine: built.engine.name, memory: built.engine.memory.map, memoryBytes: built.memoryBytes,
-            cpuModel: built.model, timestamps: built.timestamps, timestampSites: built.timestampSites,
+            cpuModel: built.model, timestamps: built.timestamps, sites: built.sites,
             unrecordable: built.unrecordable, capabilities: built.engine.capabilities, hostCPU: Host.cpuName, hostKernel: Host.kernel,
             timingSeed: options.live.timingSeed)
     }

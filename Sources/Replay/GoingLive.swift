@@ -13,7 +13,7 @@ extension Timeline {
         if let last = try reader.exit(exit), last.isLast(of: ending, at: exit) { throw ReplayError.ended(exit) }
         return BuiltMachine(
             engine: engine, platform: platform, memoryBytes: description.memoryBytes, model: description.cpuModel,
-            timestamps: description.timestamps, exit: exit, timestampSites: description.timestampSites,
+            timestamps: description.timestamps, exit: exit, sites: description.sites,
             unrecordable: description.unrecordable, notices: deviceMismatch.map { [$0.description] } ?? [])
     }
 }

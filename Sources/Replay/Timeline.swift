@@ -111,12 +111,12 @@ public final class Timeline {
         first = start.exit
         position = Position(exit: start.exit)
         let memory = try GuestMemory(map: description.memory)
-        let trapsTimestamps = description.timestamps == .trap || !description.timestampSites.isEmpty
-        engine = try Self.makeEngine(host, memory, description.cpuModel, trapsTimestamps: trapsTimestamps)
+        let trapped = description.sites.trapped(by: description.timestamps)
+        engine = try Self.makeEngine(host, memory, description.cpuModel, trapping: trapped)
         kicker = engine.kicker
         stopFlag = SharedFlag()
         environment = ReplayEnvironment(cursor: reader.cursor(), stopFlag: stopFlag)
-        environment.canReadTimestamps = host.kind == .soft || trapsTimestamps
+        environment.canReadTimestamps = host.kind == .soft || trapped.contains(.timestamps)
         let slowness = engine.name == description.engine ? Self.slowestReplay : Self.slowestOtherEngine
         environment.patience = .seconds(5)
             + Nanoseconds(min((ending?.wall ?? .seconds(1)).rawValue, 3_600_000_000_000) * slowness)
@@ -134,10 +134,11 @@ public final class Timeline {
         checkpoints.filter { $0.position == nil }.sorted { ($0.exit, $0.id) < ($1.exit, $1.id) }
     }
 
-    private static func makeEngine(_ host: EngineHost, _ memory: GuestMemory, _ model: CPUModel, trapsTimestamps: Bool)
+    private static func makeEngine(_ host: EngineHost, _ memory: GuestMemory, _ model: CPUModel,
+                                   trapping trapped: TrappedInstructions)
         throws -> any Engine {
         do {
-            return try host.makeEngine(memory: memory, model: model, trapsTimestamps: trapsTimestamps)
+            return try host.makeEngine(memory: memory, model: model, trapping: trapped)
         } catch {
             guard case .call(let call) = error, call.call == "KVM_SET_CPUID2", call.errno == EINVAL else { throw error }
             throw TraceError.corrupt(what: "KVM refuses its CPU model", place: "description")

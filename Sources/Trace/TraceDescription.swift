@@ -13,7 +13,8 @@ public struct TraceDescription: Codable, Sendable {
     public var memoryBytes: UInt64
     public var cpuModel: CPUModel
     public var timestamps: TimestampPolicy
-    public var timestampSites: [TimestampSites.Site]
+    /// The instructions of the guest that were replaced.
+    public var sites: [InstructionSites.Site]
     public var unrecordable: [String]
     public var capabilities: EngineCapabilities
     public var hostCPU: String
@@ -22,9 +23,15 @@ public struct TraceDescription: Codable, Sendable {
 
     public static let key = "recording"
 
+    private enum CodingKeys: String, CodingKey {
+        case vmrrVersion, created, commandLine, guest, engine, memory, memoryBytes, cpuModel, timestamps
+        case sites = "timestampSites"
+        case unrecordable, capabilities, hostCPU, hostKernel, timingSeed
+    }
+
     public init(vmrrVersion: String, created: Int64, commandLine: [String], guest: String, engine: String,
                 memory: MemoryLayoutMap, memoryBytes: UInt64, cpuModel: CPUModel, timestamps: TimestampPolicy,
-                timestampSites: [TimestampSites.Site], unrecordable: [String], capabilities: EngineCapabilities,
+                sites: [InstructionSites.Site], unrecordable: [String], capabilities: EngineCapabilities,
                 hostCPU: String, hostKernel: String, timingSeed: UInt64?) {
         self.vmrrVersion = vmrrVersion
         self.created = created
@@ -35,7 +42,7 @@ public struct TraceDescription: Codable, Sendable {
         self.memoryBytes = memoryBytes
         self.cpuModel = cpuModel
         self.timestamps = timestamps
-        self.timestampSites = timestampSites
+        self.sites = sites
         self.unrecordable = unrecordable
         self.capabilities = capabilities
         self.hostCPU = hostCPU

@@ -42,26 +42,29 @@ public enum EngineHost: Sendable {
         }
     }
 
-    /// The ways of the processor under KVM here.
-    ///
-    /// - Throws: `HostError` where there is no KVM, or no permission to use it.
-    public static func profileUnderKVM() throws(HostError) -> ProcessorProfile { try SelfTests(system: KVMSystem()).profile() }
+    /// The ways that the soft engine takes on here: those of the processor under KVM, or AMD's where there is no KVM that can
+    /// be used.
+    public static func softProfile() -> ProcessorProfile {
+        guard var profile = try? SelfTests(system: KVMSystem()).profile() else { return ProcessorProfile(of: .amd) }
+        // Its guests see what the model has: they would use what else there is.
+        profile.ownFeatures = nil
+        return profile
+    }
 
     /// How guests see time stamps here where nobody says otherwise.
     public var defaultTimestamps: TimestampPolicy { kind == .soft ? .record : .hide }
 
-    /// Makes an engine for a machine's memory. With `trapsTimestamps` the ports that stand in for replaced timestamp
-    /// instructions read the counter.
-    public func makeEngine(memory: GuestMemory, model: CPUModel, trapsTimestamps: Bool) throws(HostError)
+    /// Makes an engine for a machine's memory, in which port reads stand for the instructions `trapped`.
+    public func makeEngine(memory: GuestMemory, model: CPUModel, trapping trapped: TrappedInstructions) throws(HostError)
         -> any Engine {
         switch self {
         case .kvm(let system, let capabilities):
             let engine = try KVMEngine(system: system, memory: memory, model: model, capabilities: capabilities)
-            engine.trapsTimestamps = trapsTimestamps
+            engine.trapped = trapped
             return engine
         case .soft:
             let engine = try SoftEngine(memory: memory, model: model)
-            engine.trapsTimestamps = trapsTimestamps
+            engine.trapped = trapped
             return engine
         }
     }

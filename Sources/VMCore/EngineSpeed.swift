@@ -18,7 +18,7 @@ public struct EngineSpeed: Sendable {
         let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 2 << 20))
         let boot = try FlatBoot.load(Self.loop, at: .init(0x1000), into: memory)
         let model = try CPUModel(named: "x86-64-v1", timestamps: .hide, supported: host.supportedFeatures())
-        let engine = try host.makeEngine(memory: memory, model: model, trapsTimestamps: false)
+        let engine = try host.makeEngine(memory: memory, model: model, trapping: [])
         try engine.setState(boot.state)
         defer { engine.armKick(at: nil) }
         for span in [Self.warmUp, Self.duration] {

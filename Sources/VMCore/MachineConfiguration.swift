@@ -23,8 +23,8 @@ public struct MachineConfiguration: Sendable {
     public var image: GuestImage
     public var memoryBytes: UInt64
     public var cpuModel = "auto"
-    /// The ways of the processor that the soft engine is; a KVM has its own.
-    public var profile = ProcessorProfile(of: .amd)
+    /// The ways of the processor that the soft engine is, nil for those of the host's; a KVM has its own.
+    public var profile: ProcessorProfile? = ProcessorProfile(of: .amd)
     /// Nil for what suits the engine.
     public var timestamps: TimestampPolicy?
     public var testDevice = false
@@ -51,15 +51,15 @@ public struct BuiltMachine {
     public var timestamps: TimestampPolicy
     /// The last exit that it has made.
     public var exit = ExitNumber.start
-    /// The timestamp instructions that were replaced.
-    public var timestampSites: [TimestampSites.Site]
+    /// The instructions that were replaced.
+    public var sites: [InstructionSites.Site]
     /// What a guest could do here that can't be recorded.
     public var unrecordable: [String]
     /// What the user should know.
     public var notices: [String]
 
     public init(engine: any Engine, platform: Platform, memoryBytes: UInt64, model: CPUModel,
-                timestamps: TimestampPolicy, exit: ExitNumber = .start, timestampSites: [TimestampSites.Site],
+                timestamps: TimestampPolicy, exit: ExitNumber = .start, sites: [InstructionSites.Site],
                 unrecordable: [String], notices: [String] = []) {
         self.engine = engine
         self.platform = platform
@@ -67,7 +67,7 @@ public struct BuiltMachine {
         self.model = model
         self.timestamps = timestamps
         self.exit = exit
-        self.timestampSites = timestampSites
+        self.sites = sites
         self.unrecordable = unrecordable
         self.notices = notices
     }
@@ -99,46 +99,51 @@ extension MachineConfiguration {
         let loaded = try load(into: memory, timestamps, on: host)
         if acpi { ACPITables().write(into: memory) }
         var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
-        model.profile = host.profile ?? profile
-        let engine = try host.makeEngine(memory: memory, model: model,
-                                         trapsTimestamps: timestamps == .trap || !loaded.sites.isEmpty)
+        model.profile = host.profile ?? profile ?? EngineHost.softProfile()
+        let engine = try host.makeEngine(memory: memory, model: model, trapping: loaded.sites.trapped(by: timestamps))
         try engine.setState(loaded.boot.state)
         var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
                                            testDevice: testDevice)
         chipset.hpet = acpi
         let platform = Platform(chipset)
         return BuiltMachine(engine: engine, platform: platform, memoryBytes: memoryBytes, model: model,
-                            timestamps: timestamps,
-                            timestampSites: loaded.sites,
+                            timestamps: timestamps, sites: loaded.sites,
                             unrecordable: host.kind == .soft ? [] : Self.unrecordable(timestamps), notices: loaded.notices)
     }
 
     private struct Loaded {
         var boot: BootResult
-        /// The timestamp instructions that were replaced.
-        var sites: [TimestampSites.Site] = []
+        /// The instructions that were replaced.
+        var sites: [InstructionSites.Site] = []
         var notices: [String] = []
     }
 
-    /// Loads the image, and replaces its timestamp instructions where they are to be trapped.
+    /// Loads the image, and replaces the instructions that are to be trapped.
     private func load(into memory: GuestMemory, _ timestamps: TimestampPolicy, on host: EngineHost) throws(BootError)
         -> Loaded {
         // Linux reads the counter in a few places without a look at CPUID: for the first task's stack protector, for one.
         let hides = timestamps == .hide && host.kind == .kvm
+        let showsOwn = host.profile?.ownFeatures != nil
+        let wanted: TrappedInstructions = showsOwn ? [.timestamps, .identification] : .timestamps
         var notices: [String] = []
-        if hides, linux != nil, host.profile?.ownFeatures?.contains(where: { $0.leaf == 1 && $0.edx >> 4 & 1 == 1 }) == true {
-            notices.append("this KVM shows guests the processor's own features, its timestamp counter too: what a guest reads of "
-                + "it isn't recorded, and --timestamps trap records what a kernel reads")
-        }
         if let guest = linux, timestamps == .trap || hides && guest.bootProtocol == .automatic {
             do {
-                let trapped = try LinuxTimestamps.trap(in: guest.kernel)
-                return try start(trapped, of: guest, timestamps, in: memory)
+                let trapped = try LinuxTraps.set(wanted, in: guest.kernel)
+                var loaded = try start(trapped, of: guest, timestamps, in: memory)
+                if showsOwn {
+                    loaded.notices.append("this KVM shows programs in the guest the processor's own features, whatever the CPU "
+                        + "model says: what they make of its timestamp counter or random numbers isn't recorded")
+                }
+                return loaded
             } catch {
                 guard timestamps == .hide, !error.isUsage, !LinuxPayload.isDamaged(guest.kernel) else { throw error }
                 notices.append("what reads the timestamp counter in this kernel can't be found (\(error)): where it does so "
                     + "although CPUID hides it, a replay may differ")
             }
+        }
+        if hides, showsOwn, linux != nil {
+            notices.append("this KVM shows guests the processor's own features, its timestamp counter and random numbers too: what a "
+                + "kernel makes of them isn't recorded")
         }
         let boot: BootResult
         switch image {
@@ -151,9 +156,9 @@ extension MachineConfiguration {
         case .pvh(let guest):
             boot = try PVHBoot.load(guest, into: memory)
         }
-        let sites = boot.code.flatMap { TimestampSites.find(in: $0, of: memory) }
+        let sites = boot.code.flatMap { InstructionSites.find(timestamps == .trap ? wanted : .timestamps, in: $0, of: memory) }
         if timestamps == .trap {
-            TimestampSites.replace(sites, in: memory)
+            InstructionSites.replace(sites, in: memory)
             return Loaded(boot: boot, sites: sites)
         }
         if hides, !sites.isEmpty {
@@ -164,15 +169,18 @@ extension MachineConfiguration {
         return Loaded(boot: boot, notices: notices)
     }
 
-    /// Starts a kernel whose timestamp instructions were replaced.
-    private func start(_ trapped: LinuxTimestamps.Trapped, of guest: LinuxGuest, _ timestamps: TimestampPolicy,
+    /// Starts a kernel that has had instructions replaced.
+    private func start(_ trapped: LinuxTraps.Trapped, of guest: LinuxGuest, _ timestamps: TimestampPolicy,
                        in memory: GuestMemory) throws(BootError) -> Loaded {
         // Programs see in CPUID whether there is a counter, and the vDSO is one of them.
-        let words = timestamps == .trap ? " " + LinuxTimestamps.commandLine : ""
+        let words = timestamps == .trap ? " " + LinuxTraps.commandLine : ""
         let changed = LinuxGuest(kernel: trapped.kernel, commandLine: guest.commandLine + words, initrd: guest.initrd)
         var loaded = Loaded(boot: try PVHBoot.load(changed, into: memory), sites: trapped.sites)
         if case .linux = image {
-            loaded.notices.append("to have its \(trapped.sites.count) timestamp instructions replaced the kernel is started "
+            let timestamps = trapped.sites.count { $0.instruction != .cpuid }
+            let others = trapped.sites.count - timestamps
+            loaded.notices.append("to have its \(timestamps) timestamp instructions"
+                + (others == 0 ? "" : " and \(others) CPUID instructions") + " replaced the kernel is started "
                 + "unpacked, where it was linked (no KASLR)" + (words.isEmpty ? "" : ", and with\(words)"))
         }
         return loaded

@@ -40,7 +40,7 @@ struct GuestOptions: ParsableArguments {
 
     @OptionGroup var engine: EngineOption
 
-    @Option(help: ArgumentHelp("With --engine soft: whose ways the processor has in what the manuals leave undefined, such as some "
+    @Option(help: ArgumentHelp("In the soft engine: whose ways the processor has in what the manuals leave undefined, such as some "
         + "flags. A recording replays under a KVM on a processor of the same ways; with amd, intel or qemu it is the same "
         + "on each host. Default: those of the processor under KVM here, amd where there is no KVM.",
         valueName: "host|amd|intel|qemu"))
@@ -101,13 +101,7 @@ struct GuestOptions: ParsableArguments {
         configuration.cpuModel = cpu
         configuration.testDevice = device.contains("testdev")
         if let timestamps { configuration.timestamps = timestamps }
-        if let known = ProcessorProfile.Known(rawValue: processor.rawValue) {
-            configuration.profile = ProcessorProfile(of: known)
-        } else if engine.choice == .soft, let profile = try? EngineHost.profileUnderKVM() {
-            configuration.profile = profile
-            // The soft engine's guests see what the model has: they would use what else there is.
-            configuration.profile.ownFeatures = nil
-        }
+        configuration.profile = ProcessorProfile.Known(rawValue: processor.rawValue).map { ProcessorProfile(of: $0) }
         return configuration
     }
 

@@ -63,7 +63,8 @@ struct InfoCommand: ParsableCommand {
                 "host_cpu": .string(description.hostCPU), "host_kernel": .string(description.hostKernel),
                 "cpu_model": .string(description.cpuModel.name), "memory_bytes": JSON(description.memoryBytes),
                 "timestamps": .string(description.timestamps.rawValue),
-                "timestamp_sites": JSON(description.timestampSites.count),
+                "timestamp_sites": JSON(description.sites.count { $0.instruction != .cpuid }),
+                "cpuid_sites": JSON(description.sites.count { $0.instruction == .cpuid }),
                 "unrecordable": .array(description.unrecordable.map { .string($0) }),
                 "timing_seed": JSON(description.timingSeed),
                 "parent": parent.map {
@@ -106,12 +107,19 @@ struct InfoCommand: ParsableCommand {
             return text
         }
 
+        private var sites: String {
+            let identification = description.sites.count { $0.instruction == .cpuid }
+            let timestamps = description.sites.count - identification
+            let parts = [(timestamps, "sites"), (identification, "of CPUID")].filter { $0.0 > 0 }.map { "\($0.0) \($0.1)" }
+            return parts.isEmpty ? "" : " (\(parts.joined(separator: ", ")))"
+        }
+
         func text(path: String) -> String {
             var lines: [(String, String)] = [
                 ("trace", "\(path), format \(reader.version), \(humanBytes(fileBytes))"),
                 ("guest", "\(description.guest), \(humanBytes(description.memoryBytes)) of memory, "
                     + "\(description.cpuModel.name), timestamps \(description.timestamps.rawValue)"
-                    + (description.timestampSites.isEmpty ? "" : " (\(description.timestampSites.count) sites)")),
+                    + sites),
                 ("recorded", "with vmrr \(description.vmrrVersion) under \(description.engine) on "
                     + "\(description.hostCPU), Linux \(description.hostKernel)"),
                 ("events", "\(reader.events), of which \(exits) exits; "

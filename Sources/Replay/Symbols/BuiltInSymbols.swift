@@ -12,7 +12,7 @@ extension TraceReader {
         }
         let image = guest.bytes
         let base = BuiltInGuest.loadAddress.rawValue
-        let patched = Set(description.timestampSites.flatMap { site in (0..<3).map { site.address.rawValue + $0 } })
+        let patched = Set(description.sites.flatMap { site in (0..<3).map { site.address.rawValue + $0 } })
         var isSame = true
         let limit = description.memory.regions.map { $0.end.rawValue / UInt64(pageSize) }.max() ?? 0
         try loadPages(start.id, pageLimit: limit) { number, content in

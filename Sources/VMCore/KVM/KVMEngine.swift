@@ -15,8 +15,9 @@ public final class KVMEngine: Engine {
     private let hasXSave: Bool
     private let xsaveArea = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 64)
 
-    /// Whether the reserved ports stand for RDTSC and RDTSCP.
-    public var trapsTimestamps = false
+    /// What the reserved ports stand for.
+    public var trapped: TrappedInstructions = []
+    private let cpuid: CPUIDTable
 
     /// Whether the guest stands within the instruction of the last exit, which entering it again finishes.
     private var isPending = false
@@ -44,15 +45,12 @@ public final class KVMEngine: Engine {
     /// The signal that ends KVM_RUN. Real-time signals are delivered with the pointer that the handler needs.
     static let kickSignal = ckvm_sigrtmin() + 2
 
-    /// The ports that replaced timestamp instructions read: the second byte of `IN EAX, imm8`.
-    public static let rdtscPort: UInt16 = 0xEE
-    public static let rdtscpPort: UInt16 = 0xEF
-
     public init(system: KVMSystem, memory: GuestMemory, model: CPUModel, capabilities: EngineCapabilities)
         throws(HostError) {
         self.memory = memory
         self.capabilities = capabilities
         self.model = model
+        cpuid = CPUIDTable(model)
         hasXSave = model.hasXSave
         do throws(SystemCallError) {
             vm = try system.createVM()
@@ -141,7 +139,12 @@ public final class KVMEngine: Engine {
         switch Int32(bitPattern: run.pointee.exit_reason) {
         case KVM_EXIT_IO:
             isPending = true
-            return .exit(portExit())
+            switch replacedInstruction() {
+            case .cpuid: return try identify()
+            case .rdtsc: return .exit(Exit(EventIdentity(kind: .timestamp, size: 8, address: 0)))
+            case .rdtscp: return .exit(Exit(EventIdentity(kind: .timestamp, size: 8, address: 1)))
+            case nil: return .exit(portExit())
+            }
         case KVM_EXIT_MMIO:
             isPending = true
             return .exit(mmioExit())
@@ -162,15 +165,41 @@ public final class KVMEngine: Engine {
         return .kicked
     }
 
+    /// The instruction that the port read of this exit stands for.
+    @inline(__always)
+    private func replacedInstruction() -> InstructionSites.Instruction? {
+        guard !trapped.isEmpty, ckvm_io_direction(run) == 0, ckvm_io_size(run) == 4, ckvm_io_count(run) == 1 else { return nil }
+        return InstructionSites.Instruction(port: ckvm_io_port(run), in: trapped)
+    }
+
+    /// Finishes the port read that stands for CPUID, then gives the guest what the model answers. That is no event: a replay
+    /// has the model.
+    private func identify() throws(HostError) -> Arrival {
+        var before: kvm_regs
+        do throws(SystemCallError) { before = try vcpu.registers() } catch { throw .call(error) }
+        let wantsWindow = run.pointee.request_interrupt_window
+        guard try settle() == nil else { throw .unexpectedExit(reason: run.pointee.exit_reason) }
+        do throws(SystemCallError) {
+            var registers = try vcpu.registers()
+            let answer = cpuid.answer(UInt32(truncatingIfNeeded: before.rax), UInt32(truncatingIfNeeded: before.rcx),
+                                      cr4: try vcpu.specialRegisters().cr4, asModel: true)
+            (registers.rax, registers.rbx) = (UInt64(answer.eax), UInt64(answer.ebx))
+            (registers.rcx, registers.rdx) = (UInt64(answer.ecx), UInt64(answer.edx))
+            try vcpu.set(registers)
+            isSynced = false
+        } catch {
+            throw .call(error)
+        }
+        run.pointee.request_interrupt_window = wantsWindow
+        return try arrivalAfterOwnWork()
+    }
+
     private func portExit() -> Exit {
         let size = ckvm_io_size(run)
         let count = ckvm_io_count(run)
         let port = ckvm_io_port(run)
         let data = UnsafeMutableRawPointer(run) + Int(ckvm_io_data_offset(run))
         let isWrite = ckvm_io_direction(run) == 1
-        if trapsTimestamps, !isWrite, size == 4, count == 1, port == Self.rdtscPort || port == Self.rdtscpPort {
-            return Exit(EventIdentity(kind: .timestamp, size: 8, address: port == Self.rdtscPort ? 0 : 1))
-        }
         var exit = Exit(EventIdentity(kind: isWrite ? .portWrite : .portRead, size: size, count: count,
                                       address: UInt64(port)))
         if count > 1 {
@@ -215,8 +244,6 @@ public final class KVMEngine: Engine {
     /// Has the soft engine execute the instruction that KVM could not, from the state before it. What it does is a function
     /// of that state, so a replay needs no record of it.
     ///
-    /// A kick may get lost meanwhile, so the guest comes back as if it had been kicked.
-    ///
     /// - Throws: `HostError.cannotEmulate`, with nothing done, where the soft engine lacks the instruction as well, or where
     ///   it reaches a device.
     private func assist() throws(HostError) -> Arrival {
@@ -228,7 +255,7 @@ public final class KVMEngine: Engine {
             soft = emulator
         } else {
             soft = try SoftEngine(memory: memory, model: model)
-            soft.trapsTimestamps = trapsTimestamps
+            soft.trapped = trapped
             emulator = soft
         }
         // Code that was decoded for an earlier instruction may have changed: KVM doesn't say what the guest writes.
@@ -244,7 +271,17 @@ public final class KVMEngine: Engine {
         try setState(soft.state())
         run.pointee.request_interrupt_window = wantsWindow
         assistedInstructions += 1
-        return debugMode == .singleStep ? .debug : .kicked
+        return try arrivalAfterOwnWork()
+    }
+
+    /// What to come back with when the monitor has executed an instruction in the guest's place. A kick may have got lost
+    /// meanwhile, so that it is one unless the guest has arrived where it was to stop: entered again, it would pass that.
+    private func arrivalAfterOwnWork() throws(HostError) -> Arrival {
+        switch debugMode {
+        case .off: .kicked
+        case .singleStep: .debug
+        case .breakpoint(let address): try registers().linearRIP == address ? .debug : .kicked
+        }
     }
 
     private func internalError() throws(HostError) -> HostError {
@@ -465,7 +502,7 @@ public final class KVMEngine: Engine {
 
     public func makeAssistant() throws(HostError) -> SoftEngine? {
         let engine = try SoftEngine(memory: memory, model: model)
-        engine.trapsTimestamps = trapsTimestamps
+        engine.trapped = trapped
         return engine
     }
 

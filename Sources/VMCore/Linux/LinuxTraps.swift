@@ -1,38 +1,37 @@
-/// Replaces the timestamp instructions of a Linux kernel before it is loaded, so that each read of the counter is an exit.
+/// Replaces instructions of a Linux kernel before it is loaded, so that the monitor answers them: reads of the timestamp
+/// counter, and CPUID.
 ///
 /// Code is found as the kernel's own tables name it: functions by their symbols, and the pieces that the kernel puts in
 /// their place when it boots by its table of alternatives. Each is decoded from its first instruction on.
-public enum LinuxTimestamps {
+public enum LinuxTraps {
     public struct Trapped: Sendable {
         /// The kernel as an ELF file. A bzImage unpacks itself, so it can't be started with a changed kernel.
         public var kernel: [UInt8]
         /// Where the kernel has them when it is loaded.
-        public var sites: [TimestampSites.Site]
+        public var sites: [InstructionSites.Site]
     }
 
     /// The vDSO reads the counter in user mode, where a port read faults. Without it, programs ask the kernel.
     public static let commandLine = "vdso=0"
 
     /// A bzImage or an ELF file with its symbols in it. The kernel that comes of it doesn't move when it boots.
-    public static func trap(in file: [UInt8]) throws(BootError) -> Trapped {
+    public static func set(_ wanted: TrappedInstructions, in file: [UInt8]) throws(BootError) -> Trapped {
         let kernel = try ELFImage(LinuxPayload.kernel(in: file))
         let symbols: KernelSymbols
         do { symbols = try KernelSymbols(kernel) } catch {
-            throw .badImage("--timestamps trap finds the kernel's code by its symbols: \(error)")
+            throw .badImage("its code is found by its symbols: \(error)")
         }
-        var offsets: [Int: Bool] = [:]
+        var offsets: [Int: InstructionSites.Instruction] = [:]
         for range in functions(of: kernel, symbols) + (try alternatives(of: kernel)) where mayHold(kernel.bytes, range) {
-            TimestampSites.sweep(kernel.bytes, range, as64Bit: true) { offsets[$0] = $1 }
+            InstructionSites.sweep(kernel.bytes, range, as64Bit: true) { offsets[$0] = $1 }
         }
         var bytes = kernel.bytes
-        var sites: [TimestampSites.Site] = []
-        for (offset, withAux) in offsets {
+        var sites: [InstructionSites.Site] = []
+        for (offset, instruction) in offsets where wanted.contains(instruction.kind) {
             guard let segment = kernel.segments.first(where: { ($0.offset..<($0.offset + $0.fileBytes)).contains(offset) })
             else { continue }
-            let site = TimestampSites.Site(address: segment.physical + UInt64(offset - segment.offset), withAux: withAux)
-            let replacement = TimestampSites.replacement(for: site)
-            bytes.replaceSubrange(offset..<(offset + replacement.count), with: replacement)
-            sites.append(site)
+            bytes.replaceSubrange(offset..<(offset + Int(instruction.length)), with: instruction.replacement)
+            sites.append(.init(address: segment.physical + UInt64(offset - segment.offset), instruction: instruction))
         }
         return Trapped(kernel: bytes, sites: sites.sorted { $0.address.rawValue < $1.address.rawValue })
     }
@@ -55,10 +54,10 @@ public enum LinuxTimestamps {
         return ranges
     }
 
-    /// Whether the bytes of a timestamp instruction are among these at all: to decode 15 MiB of code takes a second.
+    /// Whether the bytes of an instruction that can be replaced are among these at all: to decode 15 MiB of code takes a second.
     private static func mayHold(_ bytes: [UInt8], _ range: Range<Int>) -> Bool {
         bytes.withUnsafeBytes { bytes in
-            range.dropLast().contains { bytes[$0] == 0x0F && (bytes[$0 + 1] == 0x31 || bytes[$0 + 1] == 0x01) }
+            range.dropLast().contains { bytes[$0] == 0x0F && InstructionSites.Instruction.opcodes.contains(bytes[$0 + 1]) }
         }
     }
 
@@ -91,6 +90,6 @@ public enum LinuxTimestamps {
             // Of the layouts that a table can have, with one all of it makes sense.
             if ranges.count == table.content.count / size { return ranges }
         }
-        throw .badImage("--timestamps trap doesn't understand this kernel's table of alternatives")
+        throw .badImage("its table of alternatives has an unknown form")
     }
 }

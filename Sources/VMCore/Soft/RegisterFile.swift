@@ -133,7 +133,7 @@ struct RegisterFile {
     var cpuid: UnsafeMutablePointer<CPUIDTable>
     var tables: UnsafeMutablePointer<TLBEntry>
     var codeTables: UnsafeMutablePointer<CodeTLBEntry>
-    var trapsTimestamps = false
+    var trapped: TrappedInstructions = []
     var profile = ProcessorProfile()
     /// The profile's for the code that is executed.
     var undefinedFlags = UndefinedFlags()

@@ -94,10 +94,10 @@ public final class SoftEngine: Engine {
         core.file.deallocate()
     }
 
-    /// Whether the reserved ports stand for RDTSC and RDTSCP.
-    public var trapsTimestamps: Bool {
-        get { core.s.trapsTimestamps }
-        set { core.s.trapsTimestamps = newValue }
+    /// What the reserved ports stand for.
+    public var trapped: TrappedInstructions {
+        get { core.s.trapped }
+        set { core.s.trapped = newValue }
     }
 
     public var retired: InstructionCount? { InstructionCount(core.s.retired) }
@@ -108,7 +108,7 @@ public final class SoftEngine: Engine {
     }
 
     /// The port reads that stand for RDTSC and RDTSCP are exits in every engine.
-    public var canCountTimestamps: Bool { !trapsTimestamps }
+    public var canCountTimestamps: Bool { !trapped.contains(.timestamps) }
 
     public var timestampCounter: UInt64? {
         get { core.s.countsTimestamps ? core.s.retired &+ core.s.counterOffset : nil }

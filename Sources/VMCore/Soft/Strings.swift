@@ -152,8 +152,12 @@ extension Core {
         let port = op.pointee.form.has(MicroOp.Form.immediate)
             ? UInt16(truncatingIfNeeded: op.pointee.imm) : reg(Slot.gpr(GPR.rdx), UInt16.self)
         try checkPort(port, size: UInt64(size))
-        if s.trapsTimestamps, size == 4, port == KVMEngine.rdtscPort || port == KVMEngine.rdtscpPort {
-            return try readTimestamp(port == KVMEngine.rdtscPort ? 0 : 1)
+        if size == 4, let instruction = InstructionSites.Instruction(port: port, in: s.trapped) {
+            switch instruction {
+            case .cpuid: return identify(asModel: true)
+            case .rdtsc: return try readTimestamp(0)
+            case .rdtscp: return try readTimestamp(1)
+            }
         }
         let value = try answer(PendingExit(kind: .portRead, size: size, address: UInt64(port), wantsAnswer: true), endsBlock: true)
         switch size {

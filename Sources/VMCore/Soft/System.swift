@@ -1,6 +1,9 @@
 /// The CPU model's answers and what it allows, in a form for the run loop's neighbours.
 struct CPUIDTable {
+    /// What the model has.
     let entries: [CPUIDEntry]
+    /// What the processor answers.
+    let answers: [CPUIDEntry]
     let isAMD: Bool
     /// Bits that page-table entries may not have: addresses beyond MAXPHYADDR.
     let reservedAddressBits: UInt64
@@ -10,7 +13,8 @@ struct CPUIDTable {
     let allowedXCR0: UInt64
 
     init(_ model: CPUModel) {
-        entries = model.answers
+        entries = model.entries
+        answers = model.answers
         isAMD = model.vendor == "AuthenticAMD" || model.vendor == "HygonGenuine"
         func has(_ leaf: UInt32, _ register: KeyPath<CPUIDEntry, UInt32>, _ bit: UInt32) -> Bool {
             model.entries.contains { $0.leaf == leaf && ($0.subleaf ?? 0) == 0 && $0[keyPath: register] >> bit & 1 == 1 }
@@ -35,8 +39,15 @@ struct CPUIDTable {
         hasTSCAux = has(0x8000_0001, \.edx, 27) || has(7, \.ecx, 22)
     }
 
-    /// What CPUID returns for a leaf. Source: Linux, arch/x86/kvm/cpuid.c, kvm_cpuid.
-    func lookUp(_ leaf: UInt32, _ subleaf: UInt32) -> CPUIDEntry {
+    /// What CPUID returns for a leaf: `asModel` says as the model has it, whatever the processor shows.
+    func answer(_ leaf: UInt32, _ subleaf: UInt32, cr4: UInt64, asModel: Bool) -> CPUIDEntry {
+        var entry = lookUp(leaf, subleaf, in: asModel ? entries : answers)
+        if leaf == 1 { entry.ecx = entry.ecx & ~(1 << 27) | (cr4 & 1 << 18 != 0 ? 1 << 27 : 0) }  // OSXSAVE
+        return entry
+    }
+
+    /// Source: Linux, arch/x86/kvm/cpuid.c, kvm_cpuid.
+    private func lookUp(_ leaf: UInt32, _ subleaf: UInt32, in entries: [CPUIDEntry]) -> CPUIDEntry {
         func find(_ leaf: UInt32) -> CPUIDEntry? {
             entries.first { $0.leaf == leaf && ($0.subleaf ?? subleaf) == subleaf }
         }
@@ -201,12 +212,9 @@ extension Core {
         if isProtected, s.cpl > UInt8((s.flags & Flag.iopl) >> 12) { throw .protection }
     }
 
-    private func identify() {
-        let leaf = UInt32(truncatingIfNeeded: gpr(GPR.rax))
-        var entry = s.cpuid.pointee.lookUp(leaf, UInt32(truncatingIfNeeded: gpr(GPR.rcx)))
-        if leaf == 1 {
-            entry.ecx = entry.ecx & ~(1 << 27) | (s.cr4 & 1 << 18 != 0 ? 1 << 27 : 0)
-        }
+    func identify(asModel: Bool = false) {
+        let entry = s.cpuid.pointee.answer(UInt32(truncatingIfNeeded: gpr(GPR.rax)), UInt32(truncatingIfNeeded: gpr(GPR.rcx)),
+                                           cr4: s.cr4, asModel: asModel)
         setGPR(GPR.rax, UInt64(entry.eax))
         setGPR(GPR.rbx, UInt64(entry.ebx))
         setGPR(GPR.rcx, UInt64(entry.ecx))

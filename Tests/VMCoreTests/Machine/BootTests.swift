@@ -130,10 +130,10 @@ import VMCore
         // MOV EAX, 0x00310F00 hides the bytes of RDTSC; RDTSC; RDTSCP; LFENCE; RDTSC with a prefix.
         let code: [UInt8] = [0xB8, 0x00, 0x0F, 0x31, 0x00, 0x0F, 0x31, 0x0F, 0x01, 0xF9, 0x0F, 0xAE, 0xE8, 0x66, 0x0F, 0x31]
         memory.write(code, at: .init(0x10_0000))
-        let sites = TimestampSites.find(in: 0x10_0000..<0x10_0010, of: memory)
+        let sites = InstructionSites.find(.timestamps, in: 0x10_0000..<0x10_0010, of: memory)
         #expect(sites.map(\.address) == [.init(0x10_0005), .init(0x10_0007)])
-        #expect(sites.map(\.withAux) == [false, true])
-        TimestampSites.replace(sites, in: memory)
+        #expect(sites.map(\.instruction) == [.rdtsc, .rdtscp])
+        InstructionSites.replace(sites, in: memory)
         #expect(memory.read(.init(0x10_0005), count: 5) == [0xE5, 0xEE, 0xE5, 0xEF, 0x90])
         #expect(memory.read(.init(0x10_0001), count: 4) == [0x00, 0x0F, 0x31, 0x00])
     }

@@ -69,6 +69,53 @@ enum KVM {
         #expect(third.value == 0xA5)
     }
 
+    /// The port read that stands for CPUID is answered as the model says, whatever the processor shows, and is no exit.
+    @Test(arguments: EngineKind.allCases) func replacedIdentificationIsTheModels(_ kind: EngineKind) throws {
+        // MOV EAX, 1; XOR ECX, ECX; IN EAX, 0xED; HLT; and the same with CPUID in place of IN
+        let identify: [UInt8] = [0x66, 0xB8, 1, 0, 0, 0, 0x66, 0x31, 0xC9]
+        let code = identify + [0x66, 0xE5, 0xED, 0xF4] + identify + [0x0F, 0xA2, 0xF4]
+        let host = kind == .soft ? EngineHost.soft : try EngineHost.openKVM()
+        let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 2 << 20))
+        let boot = try FlatBoot.load(code, at: .init(0x1000), into: memory)
+        var model = try CPUModel(named: "x86-64-v1", timestamps: .hide, supported: host.supportedFeatures())
+        let expected = try #require(model.entries.first { $0.leaf == 1 })
+        var shown = expected
+        shown.edx |= 1 << 4
+        if kind == .soft { model.profile.ownFeatures = [shown] }
+        let engine = try host.makeEngine(memory: memory, model: model, trapping: .identification)
+        func run(until stop: StopCondition = .none) throws -> Arrival {
+            while true {
+                let arrival = try engine.enter(until: stop)
+                if case .kicked = arrival { continue }
+                return arrival
+            }
+        }
+        func answer() throws -> CPUIDEntry {
+            let general = try engine.registers().general
+            return CPUIDEntry(1, eax: UInt32(general.rax), ebx: UInt32(general.rbx), ecx: UInt32(general.rcx), edx: UInt32(general.rdx))
+        }
+        try engine.setState(boot.state)
+        guard case .exit(let first) = try run() else { return #expect(Bool(false)) }
+        #expect(first.identity.kind == .halt)
+        #expect(try answer() == expected)
+        #expect(try engine.registers().general.rip == 0x100D)
+        try engine.answer(first)
+        guard case .exit(let second) = try run() else { return #expect(Bool(false)) }
+        #expect(second.identity.kind == .halt)
+        if kind == .soft { #expect(try answer() == shown) }
+        // A step over it is a step, and a breakpoint behind it stops there.
+        if case .kvm(_, let capabilities) = host, !capabilities.stepKernel || !capabilities.breakpointKernel { return }
+        try engine.setState(boot.state)
+        for rip in [0x1006, 0x1009, 0x100C] as [UInt64] {
+            guard case .debug = try run(until: .step) else { return #expect(Bool(false)) }
+            #expect(try engine.registers().general.rip == rip)
+        }
+        #expect(try answer() == expected)
+        try engine.setState(boot.state)
+        guard case .debug = try run(until: .breakpoint(0x100C)) else { return #expect(Bool(false)) }
+        #expect(try answer() == expected)
+    }
+
     @Test func kickStopsARunningGuest() throws {
         let engine = try engine([0xEB, 0xFE])
         var latencies: [Nanoseconds] = []

@@ -19,7 +19,7 @@ import VMCore
         let built = try configuration.build(on: .kvm(system, capabilities))
         let other = try configuration.build(on: .kvm(system, capabilities))
         let soft = try SoftEngine(memory: other.engine.memory, model: built.model)
-        soft.trapsTimestamps = built.timestamps == .trap
+        soft.trapped = built.sites.trapped(by: built.timestamps)
         try soft.setState(other.engine.state())
         let engine = LockStepEngine(reference: built.engine, subject: soft)
         let serial = try SerialPort(.script(SerialScript(parsing: "100ms \"quit\\r\"")), console: 1)

@@ -29,7 +29,7 @@ struct SystemRun {
         configuration.timestamps = .hide
         // With what the processor here does in its own way.
         let model = try configuration.build(on: host).model
-        kvm = SystemMachine(try host.makeEngine(memory: try SystemMachine.memory(), model: model, trapsTimestamps: false))
+        kvm = SystemMachine(try host.makeEngine(memory: try SystemMachine.memory(), model: model, trapping: []))
         soft = SystemMachine(try SoftEngine(memory: try SystemMachine.memory(), model: model))
         // UD2 with AC set: processors leave the flag alone.
         var probe = SystemCase(name: "UD2", mode: .long64, code: [0x0F, 0x0B], state: SystemMachine.state(.long64))
