@@ -71,7 +71,8 @@ public final class LiveEnvironment: Environment {
     private var windowRequestedAt: ExitNumber?
     /// Whether it is an NMI.
     private var nmiWaits = false
-    private var waitsForExit = false
+    /// Whether no kick is due for it: the guest comes back by itself, at an exit or where it can take an interrupt.
+    private var needsNoKick = false
     private var saidWaitsForExit = false
 
     /// How long an interrupt waits for an exit of the guest's own before it gets a position between exits.
@@ -82,8 +83,13 @@ public final class LiveEnvironment: Environment {
     /// exits once a millisecond: with 200 µs 3,899 of 6,653 interrupts came between exits, with 20 ms 672 of 4,018, but the
     /// first of these took minutes to find.
     private let grace: Nanoseconds
-    /// How soon the guest is looked at again when it can't take the interrupt at this instruction.
+    /// How soon the guest is looked at again when it can't take the interrupt at this instruction, at the soonest.
     private static let retry = Nanoseconds.microseconds(200)
+    /// When that is: after an eighth of the time that it has waited. A kick can cost more than the least span, and one string
+    /// instruction by which a kernel clears memory takes seconds in the lab.
+    private static func nextLook(_ now: Nanoseconds, since: Nanoseconds) -> Nanoseconds {
+        now + max(retry, Nanoseconds((now - since).rawValue / 8))
+    }
     /// How long a guest that has panicked may take to say why and to reset the machine.
     private static let panicGrace = Nanoseconds.seconds(10)
     /// No kick comes sooner than this: a guest that is kicked before it has run an instruction never gets anywhere.
@@ -206,7 +212,7 @@ public final class LiveEnvironment: Environment {
         if let asked = attention {
             if asked > now { moment = earliest(moment, asked) } else { attention = nil }
         }
-        if waitingSince != nil, !waitsForExit { moment = earliest(moment, graceEnds) }
+        if waitingSince != nil, !needsNoKick { moment = earliest(moment, graceEnds) }
         if clock.source == .host { moment = moment.map { max($0, self.now + Self.shortestRun) } }
         clock.arm(engine, at: moment, limit: endIsDue ? nil : deadline)
     }
@@ -309,7 +315,7 @@ public final class LiveEnvironment: Environment {
         waitingSince = nil
         graceEnds = nil
         windowRequestedAt = nil
-        waitsForExit = false
+        needsNoKick = false
         reschedule(at: now)
     }
 
@@ -337,6 +343,11 @@ public final class LiveEnvironment: Environment {
         if isExact { return try placeExactly(at: point, ready: ready, of: machine, since: since, now: now) }
         if engine.capabilities.exactWindow, !nmiWaits, point == .exit || windowRequestedAt == machine.exit {
             windowRequestedAt = machine.exit
+            // Entered by an exit or a window, the guest comes back by itself.
+            if graceEnds != nil {
+                graceEnds = nil
+                reschedule(at: now)
+            }
             return .proceedToWindow
         }
         return try placeBetweenExits(at: point, ready: ready, since: since, now: now)
@@ -351,7 +362,7 @@ public final class LiveEnvironment: Environment {
             return enter(at: point, since: since, now: now)
         }
         if nmiWaits {
-            graceEnds = now + Self.retry
+            graceEnds = Self.nextLook(now, since: since)
             reschedule(at: now)
             return .proceed
         }
@@ -374,14 +385,18 @@ public final class LiveEnvironment: Environment {
             reschedule(at: now)
             return .proceed
         }
-        graceEnds = now + Self.retry
         guard ready else {
+            // Where the engine says when the guest can take it, kicks until then would only take the guest's time.
+            let comesBack = engine.capabilities.exactWindow && !nmiWaits
+            if comesBack { needsNoKick = true } else { graceEnds = Self.nextLook(now, since: since) }
             reschedule(at: now)
-            return .proceed
+            return comesBack ? .proceedToBoundary : .proceed
         }
+        needsNoKick = false
+        graceEnds = Self.nextLook(now, since: since)
         let registers = try engine.registers()
         guard engine.capabilities.canAnchor(cpl: registers.cpl), try !engine.debugRegistersActive() else {
-            waitsForExit = true
+            needsNoKick = true
             if !saidWaitsForExit {
                 saidWaitsForExit = true
                 notice("this KVM can't stop a guest at CPL \(registers.cpl) between exits: "
@@ -402,7 +417,7 @@ public final class LiveEnvironment: Environment {
         waitingSince = nil
         graceEnds = nil
         windowRequestedAt = nil
-        waitsForExit = false
+        needsNoKick = false
         defer { reschedule(at: now) }
         let isNMI = platform.acknowledgeNMI()
         let vector = isNMI ? nil : platform.acknowledgeInterrupt(taskPriority: engine.taskPriority)
