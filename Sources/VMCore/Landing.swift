@@ -17,6 +17,22 @@ public struct LandingStatistics: Sendable {
     mutating func landedAtOnce() { lead = Nanoseconds(max(10_000, lead.rawValue / 10 * 9)) }
     mutating func overshot() { lead = Nanoseconds(min(5_000_000, lead.rawValue / 4 * 5)) }
 
+    /// What the soft engine may execute in search of an anchor, in instructions for a nanosecond of the lead: twice what it took
+    /// where that was most lately, less and less with time. QEMU's processor on a fast host executes two in short loops.
+    private var searchRate = 2.0
+
+    /// The soft engine landed after a free run: where it doesn't, all that it may execute is in vain, and that is many times as
+    /// much. So about one in nine is to overshoot.
+    mutating func assistedAtOnce() { lead = Nanoseconds(max(10_000, lead.rawValue / 20 * 19)) }
+    mutating func overshotAssisted() { lead = Nanoseconds(min(20_000_000, lead.rawValue / 2 * 3)) }
+
+    /// How many instructions a search may take that begins so long before the anchor.
+    func searchBudget(within lead: Nanoseconds) -> UInt64 { UInt64(Double(lead.rawValue) * searchRate) &+ 200_000 }
+
+    mutating func searched(_ instructions: UInt64, within lead: Nanoseconds) {
+        searchRate = min(2, max(searchRate * 0.95, 2 * Double(instructions) / Double(max(lead.rawValue, 1))))
+    }
+
     /// Landings in a row that the soft engine could not make, and how many go by before it is asked again.
     private var refusals: UInt64 = 0
     private var pause: UInt64 = 0
@@ -172,10 +188,6 @@ struct Landing {
 
         /// More instructions than any processor executes in a time: four a nanosecond, and some for what clocks miss.
         static func instructions(for time: Nanoseconds) -> Self { .instructions(time.rawValue &* 4 &+ 4_000_000) }
-
-        /// As many as QEMU's processor executes while the search's lead lasts: two a nanosecond in short loops, 0.4 otherwise. Behind
-        /// the anchor a search finds nothing, so that it had better be short: it was half of all that was searched.
-        static func instructions(within lead: Nanoseconds) -> Self { .instructions(lead.rawValue &* 2 &+ 200_000) }
     }
 
     private func search(with assistant: Assistant, _ limit: AssistantLimit, _ statistics: inout LandingStatistics) throws
@@ -224,13 +236,17 @@ struct Landing {
             if outcome == nil {
                 do {
                     try assistant.start(from: engine.state())
-                    outcome = try search(with: assistant, .instructions(within: lead), &statistics)
+                    let before = assistant.engine.retired?.rawValue ?? 0
+                    outcome = try search(with: assistant, .instructions(statistics.searchBudget(within: lead)), &statistics)
+                    if outcome == .landed {
+                        statistics.searched((assistant.engine.retired?.rawValue ?? 0) &- before, within: lead)
+                    }
                 } catch let error as HostError {
                     guard error.isLackOfSoftEngine else { throw error }
                 }
                 assistant.reportWrites()
                 if outcome == .landed || outcome == .interrupted {
-                    if lead == statistics.lead { statistics.landedAtOnce() }
+                    if lead == statistics.lead { statistics.assistedAtOnce() }
                     statistics.assisted += 1
                     try engine.setState(assistant.engine.state())
                     return outcome
@@ -268,7 +284,9 @@ struct Landing {
     /// Takes the guest back after it has run too far; the next free run ends earlier.
     private func rewind(to start: CPUState, _ watch: MemoryWatch, widening lead: inout Nanoseconds,
                         _ statistics: inout LandingStatistics) throws {
-        if lead == statistics.lead { statistics.overshot() }
+        if lead == statistics.lead {
+            if engine.capabilities.breakpointKernel { statistics.overshot() } else { statistics.overshotAssisted() }
+        }
         statistics.overshoots += 1
         lead = Nanoseconds(max(statistics.lead.rawValue, lead.rawValue * 2 + 100_000))
         // The state first: an exit on which the guest overshot is finished before it, and may write to memory.

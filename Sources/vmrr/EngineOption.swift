@@ -40,20 +40,28 @@ struct EngineOption: ParsableArguments {
             if choice == .auto { say("vmrr: \(difference): engine soft, which does as the trace says") }
             return .soft
         }
-        guard choice == .auto || trace == nil else { return kvm }
-        let (fast, slow) = (try EngineSpeed(of: .soft), try EngineSpeed(of: kvm))
-        let ratio = fast.instructionsPerSecond / slow.instructionsPerSecond
-        let found = "kernel code takes \(slow.text) under KVM here, \(fast.text) in the soft engine"
-        guard choice == .auto else {
-            if ratio > Self.strikingRatio { say("vmrr: \(found): --engine auto chooses the faster one") }
-            return kvm
-        }
+        guard choice == .auto else { return kvm }
+        let (ratio, found) = try Self.comparison(with: kvm)
         say("vmrr: engine \(ratio > 1 ? "soft" : "kvm"): \(found)")
         return ratio > 1 ? .soft : kvm
     }
 
-    /// How many times faster than KVM the soft engine must be for one who chose neither to hear of it.
+    /// How many times faster the soft engine is than KVM, and both in words.
+    private static func comparison(with kvm: EngineHost) throws -> (ratio: Double, text: String) {
+        let (fast, slow) = (try EngineSpeed(of: .soft), try EngineSpeed(of: kvm))
+        return (fast.instructionsPerSecond / slow.instructionsPerSecond,
+                "kernel code takes \(slow.text) under KVM here, \(fast.text) in the soft engine")
+    }
+
+    /// How many times faster the soft engine must be for a run under KVM that its deadline ended to mention it.
     private static let strikingRatio = 4.0
+
+    /// What kept a run from getting further before its deadline, where that is this KVM.
+    static func obstacle(of ending: Ending, on host: EngineHost) -> String? {
+        guard case .deadline = ending, host.kind == .kvm, let (ratio, text) = try? comparison(with: host), ratio > strikingRatio
+        else { return nil }
+        return "\(text): with --engine soft the run would get further"
+    }
 
     /// In what way the processor here isn't the one of a recording, in words; nil where they are alike.
     private static func difference(of trace: TraceDescription, from host: EngineHost) -> String? {

@@ -101,6 +101,7 @@ struct RecordCommand: ParsableCommand {
                 if json, case .traceFull(let text) = result.ending { say("vmrr: \(text)") }
                 let isKept = try keeps(recording.path, result.ending)
                 report(result, host.kind, runs: runs, path: isKept ? recording.path : nil, saved: saver.finish())
+                if !json, let obstacle = EngineOption.obstacle(of: result.ending, on: host) { say("vmrr: \(obstacle)") }
                 guard guest.onReboot == .restart, result.ending == .reset, !stopper.isRequested else {
                     return status(of: result.ending)
                 }

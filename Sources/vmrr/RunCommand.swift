@@ -29,6 +29,7 @@ struct RunCommand: ParsableCommand {
                     write(report(result, host.kind).text() + "\n")
                 } else {
                     say("vmrr: \(describe(result.ending)) after \(result.exits) exits, \(humanSeconds(result.seconds))")
+                    if let obstacle = EngineOption.obstacle(of: result.ending, on: host) { say("vmrr: \(obstacle)") }
                 }
                 guard guest.onReboot == .restart, result.ending == .reset, !stopper.isRequested else {
                     return status(of: result.ending)

@@ -78,10 +78,9 @@ public final class LiveEnvironment: Environment {
     /// How long an interrupt waits for an exit of the guest's own before it gets a position between exits.
     ///
     /// A position at an exit costs a byte of trace and no search in replay; 200 µs is below what a timer's jitter is on
-    /// a busy host. Where no breakpoint stops a guest, replay searches for a position with the soft engine, and it pays to
-    /// wait longer; but each landing also costs in proportion to how far it lies from the exit. In the lab a Linux boot
-    /// exits once a millisecond: with 200 µs 3,899 of 6,653 interrupts came between exits, with 20 ms 672 of 4,018, but the
-    /// first of these took minutes to find.
+    /// a busy host. Where no breakpoint stops a guest, replay searches for a position with the soft engine, and the recording
+    /// has to hash what was written at each: it pays to wait longer. In the lab a Linux boot exits once a millisecond: with
+    /// 200 µs 3,899 of 6,653 interrupts came between exits, with 2 ms 1,767 of 9,485, with 10 ms 396 of 8,513.
     private let grace: Nanoseconds
     /// How soon the guest is looked at again when it can't take the interrupt at this instruction, at the soonest.
     private static let retry = Nanoseconds.microseconds(200)
@@ -108,7 +107,7 @@ public final class LiveEnvironment: Environment {
         self.engine = engine
         self.options = options
         deadline = options.deadline.map { hostTime() + $0 }
-        grace = engine.capabilities.breakpointKernel ? .microseconds(200) : .milliseconds(2)
+        grace = engine.capabilities.breakpointKernel ? .microseconds(200) : .milliseconds(10)
         random = options.timingSeed.map { SeededGenerator(seed: $0) }
         serial.start(kicker: engine.kicker)
         reschedule(at: now)
