@@ -225,6 +225,7 @@ public final class SoftEngine: Engine {
         }
         // A trap that has to be seen alone is started over; exits and exceptions are dealt with.
         if let trap = core.run(first) { return try handle(trap) }
+        core.s.block = nil
         return outgoingExit()
     }
 
@@ -259,6 +260,8 @@ public final class SoftEngine: Engine {
             if trap.kind == .exit || trap.kind == .unsupported { core.s.shadow = shadow }
             return try handle(trap)
         }
+        // What follows may write to the block's code, and isn't part of it: the delivery of a trap, or the monitor.
+        core.s.block = nil
         core.s.answerCount = 0
         core.s.answersTaken = 0
         if let watched = core.s.watched, core.s.retired != count {
