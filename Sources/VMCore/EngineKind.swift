@@ -44,12 +44,12 @@ public enum EngineHost: Sendable {
 
     /// The ways that the soft engine takes on here: those of the processor under KVM, or AMD's where there is no KVM that can
     /// be used.
-    public static func softProfile() -> ProcessorProfile {
+    public static let softProfile: ProcessorProfile = {
         guard var profile = try? SelfTests(system: KVMSystem()).profile() else { return ProcessorProfile(of: .amd) }
         // Its guests see what the model has: they would use what else there is.
         profile.ownFeatures = nil
         return profile
-    }
+    }()
 
     /// How guests see time stamps here where nobody says otherwise.
     public var defaultTimestamps: TimestampPolicy { kind == .soft ? .record : .hide }

@@ -99,7 +99,7 @@ extension MachineConfiguration {
         let loaded = try load(into: memory, timestamps, on: host)
         if acpi { ACPITables().write(into: memory) }
         var model = try CPUModel(named: cpuModel, timestamps: timestamps, supported: host.supportedFeatures())
-        model.profile = host.profile ?? profile ?? EngineHost.softProfile()
+        model.profile = host.profile ?? profile ?? EngineHost.softProfile
         let engine = try host.makeEngine(memory: memory, model: model, trapping: loaded.sites.trapped(by: timestamps))
         try engine.setState(loaded.boot.state)
         var chipset = ChipsetConfiguration(memoryBytes: memoryBytes, wallClockStart: wallClockStart,
@@ -177,9 +177,8 @@ extension MachineConfiguration {
         let changed = LinuxGuest(kernel: trapped.kernel, commandLine: guest.commandLine + words, initrd: guest.initrd)
         var loaded = Loaded(boot: try PVHBoot.load(changed, into: memory), sites: trapped.sites)
         if case .linux = image {
-            let timestamps = trapped.sites.count { $0.instruction != .cpuid }
-            let others = trapped.sites.count - timestamps
-            loaded.notices.append("to have its \(timestamps) timestamp instructions"
+            let others = trapped.sites.count(of: .identification)
+            loaded.notices.append("to have its \(trapped.sites.count(of: .timestamps)) timestamp instructions"
                 + (others == 0 ? "" : " and \(others) CPUID instructions") + " replaced the kernel is started "
                 + "unpacked, where it was linked (no KASLR)" + (words.isEmpty ? "" : ", and with\(words)"))
         }

@@ -63,8 +63,8 @@ struct InfoCommand: ParsableCommand {
                 "host_cpu": .string(description.hostCPU), "host_kernel": .string(description.hostKernel),
                 "cpu_model": .string(description.cpuModel.name), "memory_bytes": JSON(description.memoryBytes),
                 "timestamps": .string(description.timestamps.rawValue),
-                "timestamp_sites": JSON(description.sites.count { $0.instruction != .cpuid }),
-                "cpuid_sites": JSON(description.sites.count { $0.instruction == .cpuid }),
+                "timestamp_sites": JSON(description.sites.count(of: .timestamps)),
+                "cpuid_sites": JSON(description.sites.count(of: .identification)),
                 "unrecordable": .array(description.unrecordable.map { .string($0) }),
                 "timing_seed": JSON(description.timingSeed),
                 "parent": parent.map {
@@ -108,9 +108,8 @@ struct InfoCommand: ParsableCommand {
         }
 
         private var sites: String {
-            let identification = description.sites.count { $0.instruction == .cpuid }
-            let timestamps = description.sites.count - identification
-            let parts = [(timestamps, "sites"), (identification, "of CPUID")].filter { $0.0 > 0 }.map { "\($0.0) \($0.1)" }
+            let parts = [(TrappedInstructions.timestamps, "sites"), (.identification, "of CPUID")]
+                .map { (description.sites.count(of: $0), $1) }.filter { $0.0 > 0 }.map { "\($0.0) \($0.1)" }
             return parts.isEmpty ? "" : " (\(parts.joined(separator: ", ")))"
         }
 

@@ -17,11 +17,14 @@ extension Sequence<InstructionSites.Site> {
     public func trapped(by timestamps: TimestampPolicy) -> TrappedInstructions {
         reduce(timestamps == .trap ? .timestamps : []) { $0.union($1.instruction.kind) }
     }
+
+    /// How many there are of a kind.
+    public func count(of kind: TrappedInstructions) -> Int { count { $0.instruction.kind == kind } }
 }
 
 /// The instructions of a loaded kernel that are replaced, found by decoding it.
 public enum InstructionSites {
-    public enum Instruction: String, Codable, Sendable {
+    public enum Instruction: String, CaseIterable, Codable, Sendable {
         case rdtsc, rdtscp, cpuid
 
         /// Bytes of the form without prefixes. One with prefixes is left: what would replace it isn't as long.
@@ -40,20 +43,17 @@ public enum InstructionSites {
 
         /// What reading a double word from a port stands for.
         init?(port: UInt16, in trapped: TrappedInstructions) {
-            switch port {
-            case 0xED: self = .cpuid
-            case 0xEE: self = .rdtsc
-            case 0xEF: self = .rdtscp
-            default: return nil
-            }
-            guard trapped.contains(kind) else { return nil }
+            guard !trapped.isEmpty,
+                let found = Self.allCases.first(where: { $0.port == port && trapped.contains($0.kind) })
+            else { return nil }
+            self = found
         }
 
         /// A port read of the same length: IN EAX, imm8, and for RDTSCP a NOP after it.
         var replacement: [UInt8] { [0xE5, UInt8(port)] + (self == .rdtscp ? [0x90] : []) }
 
-        /// The second byte of the opcode, behind 0F.
-        static let opcodes: Set<UInt8> = [0x31, 0x01, 0xA2]
+        /// Whether the opcode of one can go on with this byte, behind 0F.
+        static func mayBegin(with second: UInt8) -> Bool { second == 0x31 || second == 0x01 || second == 0xA2 }
 
         init?(_ decoded: ZydisDecodedInstruction) {
             switch decoded.mnemonic {

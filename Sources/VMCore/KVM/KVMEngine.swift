@@ -178,17 +178,11 @@ public final class KVMEngine: Engine {
         var before: kvm_regs
         do throws(SystemCallError) { before = try vcpu.registers() } catch { throw .call(error) }
         let wantsWindow = run.pointee.request_interrupt_window
-        guard try settle() == nil else { throw .unexpectedExit(reason: run.pointee.exit_reason) }
-        do throws(SystemCallError) {
-            var registers = try vcpu.registers()
+        try finishPortRead { registers throws(SystemCallError) in
             let answer = cpuid.answer(UInt32(truncatingIfNeeded: before.rax), UInt32(truncatingIfNeeded: before.rcx),
                                       cr4: try vcpu.specialRegisters().cr4, asModel: true)
             (registers.rax, registers.rbx) = (UInt64(answer.eax), UInt64(answer.ebx))
             (registers.rcx, registers.rdx) = (UInt64(answer.ecx), UInt64(answer.edx))
-            try vcpu.set(registers)
-            isSynced = false
-        } catch {
-            throw .call(error)
         }
         run.pointee.request_interrupt_window = wantsWindow
         return try arrivalAfterOwnWork()
@@ -317,14 +311,19 @@ public final class KVMEngine: Engine {
 
     /// Finishes the port read that stands for RDTSC or RDTSCP, then gives the guest all that these return.
     private func answerTimestamp(_ exit: Exit) throws(HostError) {
-        let data = UnsafeMutableRawPointer(run) + Int(ckvm_io_data_offset(run))
-        data.storeBytes(of: UInt32(truncatingIfNeeded: exit.value), as: UInt32.self)
-        guard try settle() == nil else { throw .unexpectedExit(reason: run.pointee.exit_reason) }
-        do throws(SystemCallError) {
-            var registers = try vcpu.registers()
+        try finishPortRead { registers throws(SystemCallError) in
             registers.rax = exit.value & 0xFFFF_FFFF
             registers.rdx = exit.value >> 32
             if exit.identity.address == 1 { registers.rcx = try vcpu.msrs([0xC000_0103])[0] & 0xFFFF_FFFF }
+        }
+    }
+
+    /// Finishes the port read that stands for another instruction; `give` sets the registers that this one returns, RAX among them.
+    private func finishPortRead(_ give: (inout kvm_regs) throws(SystemCallError) -> Void) throws(HostError) {
+        guard try settle() == nil else { throw .unexpectedExit(reason: run.pointee.exit_reason) }
+        do throws(SystemCallError) {
+            var registers = try vcpu.registers()
+            try give(&registers)
             try vcpu.set(registers)
             isSynced = false
         } catch {

@@ -57,7 +57,7 @@ public enum LinuxTraps {
     /// Whether the bytes of an instruction that can be replaced are among these at all: to decode 15 MiB of code takes a second.
     private static func mayHold(_ bytes: [UInt8], _ range: Range<Int>) -> Bool {
         bytes.withUnsafeBytes { bytes in
-            range.dropLast().contains { bytes[$0] == 0x0F && InstructionSites.Instruction.opcodes.contains(bytes[$0 + 1]) }
+            range.dropLast().contains { bytes[$0] == 0x0F && InstructionSites.Instruction.mayBegin(with: bytes[$0 + 1]) }
         }
     }
 

@@ -218,15 +218,21 @@ public final class SoftEngine: Engine {
         core.s.sliceEnd = min(core.s.retired &+ Self.slice, kickCount)
         var first: UnsafeMutablePointer<Block>
         do throws(Trap) {
-            core.s.block = nil
             first = try core.block(at: linearRIP, single: false)
         } catch {
             return try handle(error)
         }
         // A trap that has to be seen alone is started over; exits and exceptions are dealt with.
-        if let trap = core.run(first) { return try handle(trap) }
-        core.s.block = nil
+        if let trap = run(first) { return try handle(trap) }
         return outgoingExit()
+    }
+
+    /// Runs blocks from this one on, after which none runs any more: what follows may write to its code and isn't part of it,
+    /// the delivery of a trap or the monitor.
+    private func run(_ first: UnsafeMutablePointer<Block>) -> Trap? {
+        let trap = core.run(first)
+        core.s.block = nil
+        return trap
     }
 
     /// Executes one instruction, or as much of a repeated one as it does at once.
@@ -248,11 +254,10 @@ public final class SoftEngine: Engine {
         core.s.pendingBreakpoints = 0
         var trap: Trap?
         do throws(Trap) {
-            core.s.block = nil
             let block = try core.block(at: linearRIP, single: true)
             core.s.sliceEnd = core.s.retired &+ 1
             core.s.shadow = 0
-            trap = core.run(block)
+            trap = run(block)
         } catch {
             trap = error
         }
@@ -260,8 +265,6 @@ public final class SoftEngine: Engine {
             if trap.kind == .exit || trap.kind == .unsupported { core.s.shadow = shadow }
             return try handle(trap)
         }
-        // What follows may write to the block's code, and isn't part of it: the delivery of a trap, or the monitor.
-        core.s.block = nil
         core.s.answerCount = 0
         core.s.answersTaken = 0
         if let watched = core.s.watched, core.s.retired != count {
@@ -290,7 +293,6 @@ public final class SoftEngine: Engine {
     }
 
     private func handle(_ trap: Trap) throws(HostError) -> Arrival? {
-        core.s.block = nil
         switch trap.kind {
         case .again: return try stepOnce()
         case .exit:

@@ -63,7 +63,6 @@ extension SoftEngine {
         core.s.answersTaken = 0
         core.s.outgoingCount = 0
         core.s.outgoingSent = 0
-        core.s.block = nil
         countAtExit = core.s.retired
         core.s.watched?.pointee.isOpen = false
         core.flushTLB()
