@@ -122,7 +122,8 @@ extension MachineConfiguration {
     private func load(into memory: GuestMemory, _ timestamps: TimestampPolicy, on host: EngineHost) throws(BootError)
         -> Loaded {
         // Linux reads the counter in a few places without a look at CPUID: for the first task's stack protector, for one.
-        let hides = timestamps == .hide && host.kind == .kvm
+        // With the soft engine too, which would record them where they are: KVM replays what it records only with them replaced.
+        let hides = timestamps == .hide
         let showsOwn = host.profile?.ownFeatures != nil
         let wanted: TrappedInstructions = showsOwn ? [.timestamps, .identification] : .timestamps
         var notices: [String] = []
@@ -161,7 +162,7 @@ extension MachineConfiguration {
             InstructionSites.replace(sites, in: memory)
             return Loaded(boot: boot, sites: sites)
         }
-        if hides, !sites.isEmpty {
+        if hides, host.kind == .kvm, !sites.isEmpty {
             notices.append("the image holds \(sites.count) timestamp instructions (RDTSC, RDTSCP), the first at "
                 + "\(hex(sites[0].address.rawValue)); CPUID hides the counter, but a guest that executes them all the "
                 + "same won't replay: use --timestamps trap")

@@ -73,7 +73,7 @@ public struct ProcessorProfile: Codable, Equatable, Sendable {
             halvesSysenter = true
             faultsWithoutResume = ~(1 << 6)
             transfersSetAccessed = false
-            unwrittenBySave = UnwrittenBySave.tagPadding | UnwrittenBySave.registerPadding
+            unwrittenBySave = UnwrittenBySave.opcode | UnwrittenBySave.registerPadding
             readsBeforeModifying = true
         }
     }

@@ -59,6 +59,18 @@ import VMCore
         #expect(try LinuxTraps.set([.timestamps, .identification], in: kernel.elf).sites.count == 6)
     }
 
+    /// What the soft engine records without a counter replays under KVM, which knows them by their places alone.
+    @Test func theSoftEngineReplacesThemWhereTheCounterIsHidden() throws {
+        let guest = LinuxGuest(kernel: Self.kernel().bzImage(.lz4), commandLine: "", initrd: nil)
+        var configuration = MachineConfiguration(image: .linux(guest), memoryBytes: 64 << 20, wallClockStart: 0)
+        configuration.timestamps = .hide
+        let machine = try configuration.build(on: .soft)
+        #expect(machine.sites == (try LinuxTraps.set(.timestamps, in: guest.kernel).sites) && machine.sites.count == 5)
+        for site in machine.sites {
+            #expect(machine.engine.memory.load(site.address, as: UInt8.self) == 0xE5)
+        }
+    }
+
     @Test func aKernelThatCannotBeSearchedIsRefused() throws {
         var nameless = Self.kernel()
         (nameless.symbols, nameless.code) = ([], [])

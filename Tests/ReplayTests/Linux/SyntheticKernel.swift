@@ -144,13 +144,14 @@ struct SyntheticKernel {
         return table
     }
 
-    /// A file of these sections; the first `loaded` make a segment, and follow each other in memory.
+    /// A file of these sections; the first `loaded` make a segment, and follow each other in memory. A note says where it is
+    /// entered.
     private static func elf(_ sections: [(name: String, flags: UInt64, address: UInt64, content: [UInt8])], loaded: Int)
         -> [UInt8] {
         let names = [UInt8(0)] + sections.flatMap { Array($0.name.utf8) + [0] } + Array(".shstrtab\0".utf8)
         var body: [UInt8] = []
         var headers = [UInt8](repeating: 0, count: 64)
-        let start = 64 + 56
+        let start = 64 + 2 * 56
         func header(_ name: Int, _ type: UInt32, _ flags: UInt64, _ address: UInt64, _ content: [UInt8]) {
             headers += UInt32(name).little + type.little + flags.little + address.little
             headers += UInt64(start + body.count).little + UInt64(content.count).little
@@ -170,12 +171,17 @@ struct SyntheticKernel {
         var file: [UInt8] = [0x7F, 0x45, 0x4C, 0x46, 2, 1, 1] + [UInt8](repeating: 0, count: 9)
         file += UInt16(2).little + UInt16(62).little + UInt32(1).little
         file += (base & 0xFFFF_FFFF).little + UInt64(64).little + UInt64(table).little
-        file += UInt32(0).little + UInt16(64).little + UInt16(56).little + UInt16(1).little
+        file += UInt32(0).little + UInt16(64).little + UInt16(56).little + UInt16(2).little
         file += UInt16(64).little + UInt16(sections.count + 2).little + UInt16(sections.count + 1).little
         // PT_LOAD, readable and executable.
         file += UInt32(1).little + UInt32(5).little + UInt64(start).little + base.little
         file += (base & 0xFFFF_FFFF).little + UInt64(size).little + UInt64(size).little + UInt64(4096).little
-        return file + body + headers
+        // PT_NOTE: XEN_ELFNOTE_PHYS32_ENTRY.
+        let note = UInt32(4).little + UInt32(4).little + UInt32(18).little + Array("Xen\0".utf8)
+            + UInt32(truncatingIfNeeded: base).little
+        file += UInt32(4).little + UInt32(4).little + UInt64(table + headers.count).little + UInt64(0).little
+        file += UInt64(0).little + UInt64(note.count).little + UInt64(note.count).little + UInt64(4).little
+        return file + body + headers + note
     }
 
     enum Packing: CaseIterable {
@@ -242,7 +248,7 @@ extension [UInt8] {
 enum RealKernel {
     static let path: String? = {
         let files = FileManager.default
-        let named = ProcessInfo.processInfo.environment["VMRR_LINUX"]
+        let named = ProcessInfo.processInfo.environment["VMRR_LINUX"].map { $0 + "/vmlinuz" }
         let installed = (try? files.contentsOfDirectory(atPath: "/boot"))?.filter { $0.hasPrefix("vmlinuz") }.sorted() ?? []
         return ([named, ".build-lab/vmlinuz"].compactMap { $0 } + installed.map { "/boot/" + $0 }).first {
             files.isReadableFile(atPath: $0)
