@@ -213,6 +213,28 @@ import VMCore
         #expect(instructions == 3)
     }
 
+    /// The trap after a single step pushes its frame onto the instruction's own code: that is no change by the instruction. A guest
+    /// of `make fuzz` ended the monitor so, after one whose last access to memory had many instructions behind it.
+    @Test func aTrapsFrameMayLieOnTheCodeThatItFollows() throws {
+        // MOV [0x3000], AX; 30 times INC AX; JMP to the next; NOP; and at 0x1040 another NOP.
+        var code: [UInt8] = [0xA3, 0x00, 0x30] + [UInt8](repeating: 0x40, count: 30) + [0xEB, 0x00]
+        let end = SoftMachine.start + UInt64(code.count)
+        code += [UInt8](repeating: 0x90, count: 0x42 - code.count)
+        let machine = try SoftMachine(code)
+        machine.handle(1, at: 0x2000, SoftMachine.report(1))
+        guard case .debug = try machine.engine.enter(until: .breakpoint(end)) else { throw SoftMachine.Late() }
+        var state = try machine.engine.state()
+        state.general.rip = 0x1040
+        state.general.rsp = 0x1042
+        state.general.rflags |= RFlags.trap
+        try machine.engine.setState(state)
+        #expect(try machine.report() == 1)
+        // IP, CS and FLAGS.
+        #expect(machine.engine.memory.load(.init(0x103C), as: UInt32.self) == 0x1041)
+        // The code before, the NOP, and the handler's two.
+        #expect(machine.engine.retired == InstructionCount(32 + 1 + 2))
+    }
+
     /// Each write to a device is made once, whatever else the instruction has to ask devices for.
     @Test func anInstructionThatIsStartedOverWritesOnce() throws {
         // MOV AX, 0xA000; MOV SS, AX; MOV SP, 0x1000; MOV BP, 0x2000; ENTER 0, 31; report: the stack lies in a device

@@ -1,3 +1,4 @@
+import Foundation
 import Testing
 import VMCore
 
@@ -42,6 +43,15 @@ import VMCore
         }
         #expect(try machine.report() & 0x8D5 == expected)
     }
+
+    /// In the lab, whose processor QEMU emulates: what is known of it is what the self-tests find there.
+    @Test(.enabled(if: KVM.isUsable && isQEMUs, "the processor here isn't one that QEMU emulates"))
+    func theKnownWaysOfQEMUsProcessorsAreThoseMeasured() throws {
+        #expect(try EngineHost.openKVM().profile == ProcessorProfile(of: .qemu))
+    }
+
+    private static let isQEMUs =
+        (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.contains("QEMU Virtual CPU") == true
 
     @Test(arguments: ProcessorProfile.Known.allCases)
     func fxsaveStoresTheLastInstructionOnIntelsAlone(_ known: ProcessorProfile.Known) throws {
