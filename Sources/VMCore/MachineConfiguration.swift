@@ -137,9 +137,10 @@ extension MachineConfiguration {
                 }
                 return loaded
             } catch {
-                guard timestamps == .hide, !error.isUsage, !LinuxPayload.isDamaged(guest.kernel) else { throw error }
+                guard hides, !error.isUsage, !LinuxPayload.isDamaged(guest.kernel) else { throw error }
                 notices.append("what reads the timestamp counter in this kernel can't be found (\(error)): where it does so "
-                    + "although CPUID hides it, a replay may differ")
+                    + "although CPUID hides it, "
+                    + (host.kind == .kvm ? "a replay may differ" : "the trace doesn't replay under KVM"))
             }
         }
         if hides, showsOwn, linux != nil {
