@@ -15,6 +15,12 @@ enum KVM {
     }()
 }
 
+/// What the host's kernel says of its processors.
+enum HostProcessor {
+    static let description = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8)) ?? ""
+    static func says(_ words: String) -> Bool { description.contains(words) }
+}
+
 @Suite(.enabled(if: KVM.isUsable, "KVM isn't usable here")) struct KVMTests {
     /// A machine of 2 MiB that runs `code` in real mode at 0x1000.
     private func engine(_ code: [UInt8]) throws -> KVMEngine {

@@ -60,10 +60,10 @@ struct DifferentialRun {
         }
     }
 
-    static let hostIsIntel = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.contains("GenuineIntel") == true
+    static let hostIsIntel = HostProcessor.says("GenuineIntel")
 
     private static let hostHasAVX2: Bool = {
-        let words = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.split(whereSeparator: \.isWhitespace) ?? []
+        let words = HostProcessor.description.split(whereSeparator: \.isWhitespace)
         return Set(["avx2", "fma", "f16c"]).isSubset(of: Set(words.prefix(400).map(String.init)))
     }()
 

@@ -1,4 +1,3 @@
-import Foundation
 import Testing
 import VMCore
 
@@ -45,13 +44,10 @@ import VMCore
     }
 
     /// In the lab, whose processor QEMU emulates: what is known of it is what the self-tests find there.
-    @Test(.enabled(if: KVM.isUsable && isQEMUs, "the processor here isn't one that QEMU emulates"))
+    @Test(.enabled(if: KVM.isUsable && HostProcessor.says("QEMU Virtual CPU"), "the processor here isn't one that QEMU emulates"))
     func theKnownWaysOfQEMUsProcessorsAreThoseMeasured() throws {
         #expect(try EngineHost.openKVM().profile == ProcessorProfile(of: .qemu))
     }
-
-    private static let isQEMUs =
-        (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.contains("QEMU Virtual CPU") == true
 
     @Test(arguments: ProcessorProfile.Known.allCases)
     func fxsaveStoresTheLastInstructionOnIntelsAlone(_ known: ProcessorProfile.Known) throws {

@@ -197,5 +197,5 @@ struct SystemPeculiarity {
              }),
     ]
 
-    private static let hasLA57 = (try? String(contentsOfFile: "/proc/cpuinfo", encoding: .utf8))?.contains("57 bits virtual") == true
+    private static let hasLA57 = HostProcessor.says("57 bits virtual")
 }
