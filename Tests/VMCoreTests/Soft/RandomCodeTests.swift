@@ -8,8 +8,16 @@ import VMCore
     /// Guests of each mode; `make fuzz` asks for more.
     private static let count = max(5_000, ProcessInfo.processInfo.environment["VMRR_FUZZ_SOFT"].flatMap { Int($0) } ?? 0)
     private static let seed = ProcessInfo.processInfo.environment["VMRR_SEED"].flatMap { UInt64($0) } ?? 1
+    /// Of a long run, only these: `VMRR_FUZZ_MODES=real,long`.
+    private static let modes = ProcessInfo.processInfo.environment["VMRR_FUZZ_MODES"]?.split(separator: ",").map(String.init)
 
-    @Test(arguments: RandomGuest.Mode.allCases)
+    /// A name that is no mode's would leave a run of nothing, which passes.
+    @Test func theModesAskedForExist() {
+        let all = RandomGuest.Mode.allCases.map { "\($0)" }
+        #expect((Self.modes ?? []).allSatisfy(all.contains), "modes: \(all.joined(separator: ","))")
+    }
+
+    @Test(arguments: RandomGuest.Mode.allCases.filter { modes?.contains("\($0)") ?? true })
     func randomCodeHarmsNothing(_ mode: RandomGuest.Mode) throws {
         let run = try RandomRun(mode, seed: Self.seed)
         for number in 0..<Self.count { try run.run(number) }
