@@ -24,6 +24,7 @@ let package = Package(
     targets: [
         .target(name: "CKVM"),
         .target(name: "CHostFloat"),
+        .target(name: "CScalarXXH3"),
         .systemLibrary(name: "CZstd"),
         .systemLibrary(name: "CLZ4"),
         .systemLibrary(name: "CXXHash"),
@@ -32,7 +33,7 @@ let package = Package(
         .target(name: "Guests"),
         .target(
             name: "VMCore",
-            dependencies: ["CHostFloat", "CKVM", "CLZ4", "CXXHash", "CZstd", "CZydis", "Guests"],
+            dependencies: ["CHostFloat", "CKVM", "CLZ4", "CScalarXXH3", "CXXHash", "CZstd", "CZydis", "Guests"],
             swiftSettings: engineSettings
         ),
         .target(

@@ -1,6 +1,7 @@
 import CLZ4
 import CXXHash
 import CZstd
+import VMCore
 
 /// zstd, LZ4 and XXH3 behind safe signatures. Everything unsafe here passes a buffer with its own length to a C
 /// function that respects it.
@@ -152,9 +153,9 @@ struct ContentDigest: Hashable, Sendable {
     var high: UInt64
 
     init(_ bytes: UnsafeRawBufferPointer) {
-        let hash = XXH3_128bits(bytes.baseAddress, bytes.count)
-        low = hash.low64
-        high = hash.high64
+        let digest = Digest128(of: bytes)
+        low = digest.low
+        high = digest.high
     }
 
     init(_ bytes: [UInt8]) { self = bytes.withUnsafeBytes { Self($0) } }

@@ -36,12 +36,16 @@ enum PendingRow: Sendable {
 
 /// The writer's thread: takes events from the log, encodes and commits them.
 ///
-/// It looks every 100 ms and whenever a buffer is handed over. The tail of the buffer that is still being filled is
+/// It looks every 100 ms, less often where that takes more than a fiftieth of a processor, which may be the guest's only one,
+/// and whenever a buffer is handed over. The tail of the buffer that is still being filled is
 /// committed too; while it is short, the next look replaces its row by a longer one, so that a slow guest doesn't end
 /// up with a row for each look.
 final class RecorderThread: @unchecked Sendable {
-    /// How old an uncommitted event may get before the thread looks; the commit itself comes on top.
-    private static let interval = DispatchTimeInterval.milliseconds(100)
+    /// How old an uncommitted event may get before the thread looks, at least and at most; the commit itself comes on top.
+    private static let shortestInterval = Nanoseconds.milliseconds(100)
+    private static let longestInterval = Nanoseconds.seconds(1)
+    /// Of a processor's time, looks take a part in so many.
+    private static let share: UInt64 = 50
     /// Events and payload bytes up to which a tail is written again rather than left and followed by another. Encoding
     /// that many takes 2 ms, the whole cost of rewriting.
     private static let shortTail = (events: 8192, payload: 256 << 10)
@@ -112,7 +116,8 @@ final class RecorderThread: @unchecked Sendable {
     /// Bytes before compression of all rows but the tail's.
     private var settled: UInt64 = 0
     private let startExit: UInt64
-    private var lastLook = DispatchTime.now()
+    private var lastLook = hostTime()
+    private var interval = RecorderThread.shortestInterval
 
     init(
         log: EventLog, store: Store, encoder: ChunkEncoder, firstExit: UInt64,
@@ -188,12 +193,16 @@ final class RecorderThread: @unchecked Sendable {
 
     private func run() {
         while true {
-            _ = log.work.wait(timeout: .now() + Self.interval)
+            _ = log.work.wait(timeout: .now() + .nanoseconds(Int(interval.rawValue)))
             let stop = stopWanted.load(ordering: .acquiring)
             let flush = flushWanted.exchange(false, ordering: .acquiring)
-            let now = DispatchTime.now()
-            let due = now >= lastLook + Self.interval
+            let began = threadTime()
+            let due = hostTime() - lastLook >= interval
             look(tail: stop || flush || due)
+            if due {
+                let cost = threadTime() - began
+                interval = min(max(Nanoseconds(Self.share * cost.rawValue), Self.shortestInterval), Self.longestInterval)
+            }
             if flush { flushed.signal() }
             if stop { break }
         }
@@ -214,7 +223,7 @@ final class RecorderThread: @unchecked Sendable {
                 if rows.count >= EventLog.buffers { try commit(&rows) }
             }
             if wanted {
-                lastLook = .now()
+                lastLook = hostTime()
                 if let row = try encodeTail() { rows.append(row) }
             }
             try commit(&rows)

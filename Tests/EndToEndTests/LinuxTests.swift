@@ -69,7 +69,7 @@ extension EndToEnd {
             let trace = try record(
                 Linux.guest("shell", "vmrr.do=shell", more: ["--serial", "script:\(script)"]), deadline: Linux.deadline)
             #expect(trace.status == 0 && trace.console.contains("sum 5050"), "\(trace.output)")
-            try replaysWhole(trace, times: 1)
+            try replaysWhole(trace, times: Sizes.linuxReplays)
         }
 
         @Test(arguments: ["crash", "exit"]) func aPanicIsKeptAndReplaysToTheSameLine(_ fault: String) throws {

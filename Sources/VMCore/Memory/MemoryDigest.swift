@@ -1,5 +1,3 @@
-import CXXHash
-
 /// A digest of guest memory that is kept up to date page by page.
 ///
 /// It is the sum, lane by lane, of the XXH3-128 of each page that isn't all zeros, seeded with the page's number. So it
@@ -14,10 +12,8 @@ public struct Digest128: Hashable, Codable, Sendable, CustomStringConvertible {
         self.high = high
     }
 
-    init(_ hash: XXH128_hash_t) { self.init(low: hash.low64, high: hash.high64) }
-
     /// XXH3-128 of some bytes.
-    public init(of bytes: UnsafeRawBufferPointer) { self.init(XXH3_128bits(bytes.baseAddress, bytes.count)) }
+    public init(of bytes: UnsafeRawBufferPointer) { self = XXH3.digest(bytes) }
 
     public var description: String { Self.hex(high) + Self.hex(low) }
 
@@ -61,22 +57,44 @@ public enum DigestKind: Sendable {
     case masked
 }
 
-/// Hashes one page; zero for a page of zeros.
+/// A page in its two readings, hashed as they are asked for.
 ///
-/// `scratch` has room for a page. Invariant: `page` has exactly `pageSize` bytes, aligned to 4.
-func digest(ofPage page: UnsafeRawBufferPointer, number: Int, kind: DigestKind,
-            scratch: UnsafeMutableRawPointer) -> Digest128 {
-    let words = page.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: UInt32.self)
-    let masked = scratch.assumingMemoryBound(to: UInt32.self)
-    let keep: UInt32 = kind == .masked ? 0x60 : 0
-    var any: UInt32 = 0
-    for i in 0..<(pageSize / 4) {
-        let word = words[i]
-        any |= word
-        masked[i] = word & ~((word & 1) &* keep)
+/// `scratch` has room for a page. Invariant: `page` has exactly `pageSize` bytes, aligned to 8.
+private struct PageReadings {
+    private let page: UnsafeRawBufferPointer
+    private let masked: UnsafeRawBufferPointer
+    private let seed: UInt64
+    /// Whether all is zero, and whether the readings differ: bits that either has.
+    private let any: UInt64
+    private let noise: UInt64
+
+    init(_ page: UnsafeRawBufferPointer, number: Int, scratch: UnsafeMutableRawPointer) {
+        let words = page.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: UInt64.self)
+        let target = scratch.assumingMemoryBound(to: UInt64.self)
+        var any: UInt64 = 0
+        var noise: UInt64 = 0
+        for i in 0..<(pageSize / 8) {
+            let word = words[i]
+            let present = word & 0x1_0000_0001
+            let ignored = word & (present << 5 | present << 6)
+            any |= word
+            noise |= ignored
+            target[i] = word ^ ignored
+        }
+        (self.page, self.any, self.noise) = (page, any, noise)
+        masked = UnsafeRawBufferPointer(start: scratch, count: pageSize)
+        seed = UInt64(number) &+ 1
     }
-    if any == 0 { return Digest128() }
-    return Digest128(XXH3_128bits_withSeed(masked, pageSize, UInt64(number) &+ 1))
+
+    /// Zero for a page of zeros.
+    func digest(_ kind: DigestKind) -> Digest128 {
+        any == 0 ? Digest128() : XXH3.digest(kind == .masked ? masked : page, seed: seed)
+    }
+
+    var digests: (masked: Digest128, strict: Digest128) {
+        let strict = digest(.strict)
+        return (noise == 0 ? strict : digest(.masked), strict)
+    }
 }
 
 /// The masked digest of one machine's memory, kept current from the pages reported dirty.
@@ -96,7 +114,7 @@ public final class MemoryDigest {
 
     /// Takes a page's current content into the digest.
     public func update(page: Int) {
-        let new = digest(ofPage: memory.page(page), number: page, kind: .masked, scratch: scratch)
+        let new = PageReadings(memory.page(page), number: page, scratch: scratch).digest(.masked)
         total.subtract(pages[page])
         total.add(new)
         pages[page] = new
@@ -107,7 +125,7 @@ public final class MemoryDigest {
         let scratch = UnsafeMutableRawPointer.allocate(byteCount: pageSize, alignment: 64)
         defer { scratch.deallocate() }
         var total = Digest128()
-        memory.forEachTouchedPage { total.add(digest(ofPage: memory.page($0), number: $0, kind: kind, scratch: scratch)) }
+        memory.forEachTouchedPage { total.add(PageReadings(memory.page($0), number: $0, scratch: scratch).digest(kind)) }
         return total
     }
 }
@@ -127,14 +145,13 @@ public final class MemoryDigestTable {
 
     deinit { scratch.deallocate() }
 
-    /// Takes a page's content into the digests. `content` has `pageSize` bytes, aligned to 4.
+    /// Takes a page's content into the digests. `content` has `pageSize` bytes, aligned to 8.
     public func update(page: Int, content: UnsafeRawBufferPointer) {
-        let new = (digest(ofPage: content, number: page, kind: .masked, scratch: scratch),
-                   digest(ofPage: content, number: page, kind: .strict, scratch: scratch))
+        let new = PageReadings(content, number: page, scratch: scratch).digests
         masked.subtract(pages[page].masked)
         strict.subtract(pages[page].strict)
         pages[page] = new
-        masked.add(new.0)
-        strict.add(new.1)
+        masked.add(new.masked)
+        strict.add(new.strict)
     }
 }

@@ -86,6 +86,41 @@ import VMCore
         #expect(clean.strict != accessed.strict)
         #expect(digests(0x20_0002).masked != digests(0x20_0022).masked, "an entry that isn't present has no such bits")
         #expect(digests(0x20_0083).masked != clean.masked)
+        // The upper half is a word of its own.
+        #expect(digests(0x61_0020_0003).masked == digests(0x01_0020_0003).masked)
+        #expect(digests(0x60_0020_0003).masked != digests(0x20_0003).masked)
+    }
+
+    /// Whoever is handed pages comes to what reading all of memory gives, whether or not the two readings differ.
+    @Test func tableOfCopiesAgreesWithMemory() throws {
+        let memory = try memory()
+        let table = MemoryDigestTable(memory: memory)
+        var random = SeededGenerator(seed: 11)
+        for round in 0..<200 {
+            let page = 0x100 + Int(random.next(below: 50))
+            // A page of even bytes has nothing to mask.
+            let bits: UInt64 = page % 3 == 0 ? 0xFEFE_FEFE_FEFE_FEFE : .max
+            let words = (0..<8).map { _ in random.next() & bits }
+            memory.write(words.withUnsafeBytes { [UInt8]($0) }, at: .init(UInt64(page) << 12 + UInt64(round) * 8))
+            table.update(page: page, content: memory.page(page))
+        }
+        #expect(table.masked == MemoryDigest.ofAll(memory, kind: .masked))
+        #expect(table.strict == MemoryDigest.ofAll(memory, kind: .strict))
+        #expect(table.masked != table.strict)
+    }
+
+    /// What the fast code says on one processor has to be found on another.
+    @Test func scalarAndVectorCodeHashAlike() {
+        var random = SeededGenerator(seed: 5)
+        let bytes = (0..<5000).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+        bytes.withUnsafeBytes { all in
+            for size in Array(0...300) + [1024, 4095, 4096, 5000] {
+                let part = UnsafeRawBufferPointer(rebasing: all[..<size]), seed = random.next() & (size % 2 == 0 ? 0 : .max)
+                #expect(XXH3.scalar(part, seed: seed) == XXH3.vector(part, seed: seed), "\(size) bytes, seed \(seed)")
+            }
+        }
+        // As xxh128sum prints it.
+        #expect(Array("vmrr".utf8).withUnsafeBytes { XXH3.scalar($0, seed: 0).description } == "86c71a25b43a25efeac101711356db4c")
     }
 }
 
