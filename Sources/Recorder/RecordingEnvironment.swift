@@ -232,7 +232,10 @@ public final class RecordingEnvironment: Environment {
         if live.isExact, PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() != nil {
             return .step
         }
-        let canAnchor = try machine.engine.capabilities.canAnchor(cpl: registers.cpl)
+        let events = try machine.engine.state().events
+        // With an exception that never gets delivered, the point is none that the guest comes to again.
+        let canAnchor = try !events.exceptionPending && !events.exceptionInjected
+            && machine.engine.capabilities.canAnchor(cpl: registers.cpl)
             && !machine.engine.debugRegistersActive() && !machine.engine.mayHaveLostShadow()
             && PageWalk(memory: machine.engine.memory, state: registers).repeatedStringLength() == nil
         let grace = live.isExact ? Nanoseconds(0) : canAnchor ? Self.endGrace : Self.longEndGrace

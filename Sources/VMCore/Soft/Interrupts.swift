@@ -8,31 +8,48 @@ extension Core {
         case software
     }
 
-    /// Delivers an exception, and what comes of it when its delivery fails.
+    /// Exceptions that one after the other take another's place before the engine looks at what else is asked of it.
+    private static let mostReplacements = 8
+
+    /// Delivers an exception, and what comes of it when its delivery fails. `first` is the exception whose delivery has raised it.
     ///
+    /// Some never end: a page fault whose delivery raises an alignment check, and the delivery of that the page fault again, by
+    /// which guests stopped their hosts (CVE-2015-5307). After so many the next one is left in the queue: the guest stays where
+    /// it is, but whoever runs it is heard.
+    ///
+    /// - Returns: the vector that was entered; nil where one waits in the queue.
     /// - Throws: a trap of another kind than exceptions: shutdown after a triple fault, or what the engine lacks.
-    func raise(_ trap: Trap) throws(Trap) {
-        var current = trap
-        while true {
-            if current.kind == .nonCanonical { current = .protection }
+    func raise(_ trap: Trap, after first: UInt8? = nil) throws(Trap) -> UInt8? {
+        var current = trap.kind == .nonCanonical ? .protection : trap
+        if let first { current = try Self.following(first, trap) }
+        for _ in 0..<Self.mostReplacements {
             guard current.kind == .exception else { throw current }
             do throws(Trap) {
                 if current.vector == Vector.db { s.dr7 &= ~(1 << 13) }
-                return try deliver(current.vector, code: current.hasErrorCode && isProtected ? current.errorCode : nil,
-                                   source: .exception, returnTo: s.rip)
+                try deliver(current.vector, code: current.hasErrorCode && isProtected ? current.errorCode : nil,
+                            source: .exception, returnTo: s.rip)
+                return current.vector
             } catch {
-                var next = error
-                if next.kind == .nonCanonical { next = .exception(Vector.ss, code: 0) }
-                guard next.kind == .exception else { throw next }
-                if current.vector == Vector.df { throw Trap(kind: .shutdown) }
-                next.errorCode |= next.hasErrorCode && next.vector != Vector.pf ? 1 : 0
-                current = Self.combine(current.vector, next)
+                current = try Self.following(current.vector, error)
             }
         }
+        s.queued = QueuedEvent(kind: .exception, vector: current.vector, hasErrorCode: current.hasErrorCode && isProtected,
+                               errorCode: current.errorCode)
+        return nil
+    }
+
+    /// What is raised in the end when the delivery of exception `first` raises `second`.
+    private static func following(_ first: UInt8, _ second: Trap) throws(Trap) -> Trap {
+        var next = second
+        if next.kind == .nonCanonical { next = .exception(Vector.ss, code: 0) }
+        guard next.kind == .exception else { throw next }
+        if first == Vector.df { throw Trap(kind: .shutdown) }
+        next.errorCode |= next.hasErrorCode && next.vector != Vector.pf ? 1 : 0
+        return combine(first, next)
     }
 
     /// Table 6-5: which pairs make a double fault.
-    static func combine(_ first: UInt8, _ second: Trap) -> Trap {
+    private static func combine(_ first: UInt8, _ second: Trap) -> Trap {
         func isContributory(_ v: UInt8) -> Bool { v == Vector.de || (Vector.ts...Vector.gp).contains(v) }
         let double = isContributory(first) && isContributory(second.vector)
             || first == Vector.pf && (isContributory(second.vector) || second.vector == Vector.pf)

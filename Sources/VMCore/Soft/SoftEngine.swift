@@ -150,6 +150,11 @@ public final class SoftEngine: Engine {
             if delivered, let arrival = try deliverQueued() { return arrival }
             // The handler's first instruction is where a step over a delivery ends.
             if delivered {
+                // Exceptions that replace one another for ever: kicks are to be seen at once.
+                if core.s.queued.kind != .none {
+                    nextLook = 0
+                    continue
+                }
                 if stop == .step { return .debug }
                 stands = false
                 continue
@@ -315,9 +320,10 @@ public final class SoftEngine: Engine {
     }
 
     /// Delivers an exception; the writes to devices of the instruction before it, and of the delivery, follow.
-    private func raise(_ trap: Trap) throws(HostError) -> Arrival? {
-        do throws(Trap) { try core.raise(trap) } catch { return try handle(error) }
-        tellEntry(trap.kind == .nonCanonical ? Vector.gp : trap.vector)
+    private func raise(_ trap: Trap, after first: UInt8? = nil) throws(HostError) -> Arrival? {
+        let entered: UInt8?
+        do throws(Trap) { entered = try core.raise(trap, after: first) } catch { return try handle(error) }
+        if let entered { tellEntry(entered) }
         return outgoingExit()
     }
 
@@ -428,7 +434,8 @@ public final class SoftEngine: Engine {
                                  source: event.kind == .exception ? .exception : .external, returnTo: core.s.rip)
             }
         } catch {
-            return try handle(error)
+            let isException = event.kind == .exception && (error.kind == .exception || error.kind == .nonCanonical)
+            return isException ? try raise(error, after: event.vector) : try handle(error)
         }
         tellEntry(event.kind == .none ? Vector.nmi : event.vector)
         return nil

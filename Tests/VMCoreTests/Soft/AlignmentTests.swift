@@ -117,4 +117,55 @@ import VMCore
         #expect(record.vector == 17)
         #expect(record.register(1) == 3)
     }
+
+    /// An alignment check whose delivery to CPL 3 pushes to a misaligned stack raises another, for ever: a guest stopped its host so
+    /// (CVE-2015-5307), and guest 584445 of `make fuzz` in paged32User the monitor.
+    @Test func checksThatFollowOneAnotherForEverLeaveTheMonitorInCharge() throws {
+        // MOV EAX, [0x5001]
+        let machine = try SoftMachine([0xA1, 0x01, 0x50, 0, 0] + SoftMachine.report(1))
+        try machine.enterProtectedMode()
+        machine.handleProtected(17, at: 0x800, SoftMachine.report(2))
+        // Code and data of CPL 3, to which the gate leads.
+        machine.engine.memory.write([0xFF, 0xFF, 0, 0, 0, 0xFB, 0xCF, 0, 0xFF, 0xFF, 0, 0, 0, 0xF3, 0xCF, 0], at: .init(0x4018))
+        machine.engine.memory.write([0x1B], at: .init(0x6000 + 8 * 17 + 2))
+        var state = try machine.engine.state()
+        state.cs = SegmentRegister(selector: 0x1B, limit: .max, attributes: 0xCFB)
+        let data = SegmentRegister(selector: 0x23, limit: .max, attributes: 0xCF3)
+        (state.ss, state.ds) = (data, data)
+        state.gdtr.limit = 0x27
+        state.control.cr0 |= Self.check
+        // The report is a port write at CPL 3.
+        state.general.rflags |= Self.check | 3 << 12
+        state.general.rsp = 0x8002
+        try machine.engine.setState(state)
+        for stop in [StopCondition.none, .step, .window, .breakpoint(0x800)] {
+            machine.engine.armKick(at: hostTime() + .milliseconds(20))
+            guard case .kicked = try machine.engine.enter(until: stop) else { throw SoftMachine.Late() }
+        }
+        var stuck = try machine.engine.state()
+        #expect(stuck.general.rip == SoftMachine.start && stuck.general.rsp == 0x8002)
+        #expect(stuck.events.exceptionPending && stuck.events.exceptionVector == 17)
+        #expect(machine.engine.retired == InstructionCount(0))
+        #expect(!machine.engine.isInterruptible)
+        // It is delivered as soon as it can be.
+        stuck.general.rsp = 0x8000
+        try machine.engine.setState(stuck)
+        #expect(try machine.report() == 2)
+        #expect(machine.engine.memory.load(.init(0x7FF4), as: UInt32.self) == UInt32(SoftMachine.start))
+    }
+
+    /// Whoever watches is told which handler is entered, and not of the exception whose delivery failed.
+    @Test func aDoubleFaultIsToldAsOne() throws {
+        // MOV EAX, [0x5000] from a segment that ends before; there is no handler but that of double faults.
+        let machine = try SoftMachine([0xA1, 0, 0x50, 0, 0])
+        try machine.enterProtectedMode()
+        machine.handleProtected(8, at: 0x800, SoftMachine.report(2))
+        var state = try machine.engine.state()
+        state.ds = SegmentRegister(selector: 0x10, limit: 0xFFF, attributes: 0xC93 & ~0x800)
+        try machine.engine.setState(state)
+        var entered: [UInt8] = []
+        machine.engine.watch = InstructionWatch(begins: { _ in }, ends: { _ in }, enters: { vector, _ in entered.append(vector) })
+        #expect(try machine.report() == 2)
+        #expect(entered == [8])
+    }
 }

@@ -55,6 +55,7 @@ extension RandomGuest.Mode {
         var all: Set<UInt8> = [0, 1, 6, 7, 13, 16]
         if self != .long, self != .longUser { all.insert(5) }  // #BR: 64-bit code has no BOUND
         if isPaged { all.insert(14) }  // #PF
+        if self != .real { all.insert(8) }  // #DF: in real mode no vector lies beyond the table's end
         if [.protected16, .protected32, .protected32User].contains(self) { all.insert(11) }  // #NP
         if isLong || self == .protected32 || self == .protected32User { all.insert(12) }  // #SS
         return all
