@@ -49,6 +49,16 @@ import VMCore
         try write(0x176, 0x8000_0000_0000)
         #expect(run.disagreements.isEmpty, "\(run.disagreements.joined(separator: "\n"))")
         #expect(run.counts["SYSENTER"]?.compared == 1 && run.counts["WRMSR"]?.compared == 3)
+        // Stacks of the LDT, of the same level and of an outer one: a KVM that emulates kernel code refuses them.
+        for (cs, ss) in [(0x08, 0x04), (0x73, 0x1F)] as [(UInt64, UInt64)] {
+            var one = SystemCase(name: "IRET", mode: .long64, code: [0x48, 0xCF], state: SystemMachine.state(.long64))
+            let frame = [SystemLayout.target, cs, 2, SystemLayout.stack + 0x40, ss]
+            one.memory = [(one.state.general.rsp, frame.flatMap { word in withUnsafeBytes(of: word.littleEndian) { [UInt8]($0) } })]
+            try run.compare(one)
+        }
+        #expect(run.disagreements.isEmpty, "\(run.disagreements.joined(separator: "\n"))")
+        let refused = run.peculiarities.first { $0.key.hasPrefix("IRET to a stack of the LDT") }?.value ?? 0
+        #expect(run.counts["IRET"].map { $0.compared + $0.failed } == 2 - refused)
     }
 }
 

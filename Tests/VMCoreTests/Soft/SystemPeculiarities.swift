@@ -79,6 +79,12 @@ struct SystemPeculiarity {
              applies: { one, a, b in
                  one.name == "IRET" && a.vector == 13 && b.vector != 13 && (one.code[0] != 0x48 || b.state.cs.selector & 4 != 0)
              }),
+        // The same, of SS.
+        Self(what: "IRET to a stack of the LDT is #GP with its selector",
+             applies: { one, a, b in
+                 let ss = b.state.ss.selector
+                 return one.name == "IRET" && a.vector == 13 && b.vector == nil && ss & 4 != 0 && errorCode(a) == UInt8(ss & 0xFC)
+             }),
         // What IRET does otherwise (below) is in the frame of the fault.
         Self(what: "IRET leads to a fault",
              applies: { one, a, b in
