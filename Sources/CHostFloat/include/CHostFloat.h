@@ -38,6 +38,13 @@
     X(vfmaddsub231ps) X(vfmaddsub231pd) X(vfmsubadd231ps) X(vfmsubadd231pd)
 
 #ifndef __ASSEMBLER__
+
+// Whether the host has what is marked above as only for some.
+static inline int host_float_has_avx(void)
+{
+    return __builtin_cpu_supports("avx") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
 #include <stdint.h>
 
 enum chostfloat_instruction {

@@ -1,11 +1,14 @@
+import CHostFloat
+
 extension SoftEngine {
     /// The processor that the soft engine can be: x86-64-v2 and a timestamp counter, of a fixed make, so that a guest
-    /// finds the same one on every host.
-    ///
+    /// finds the same one on every host. Where the host has AVX, FMA and F16C, whose arithmetic is the host's, x86-64-v3 as well.
+    public static let supportedFeatures = supportedFeatures(onHostWithAVX: host_float_has_avx() != 0)
+
     /// Source: Intel SDM Vol. 2A, CPUID; AMD APM Vol. 3, appendix E.
-    public static let supportedFeatures: [CPUIDEntry] = {
+    public static func supportedFeatures(onHostWithAVX isWide: Bool) -> [CPUIDEntry] {
         func bits(_ numbers: Int...) -> UInt32 { numbers.reduce(0) { $0 | 1 << $1 } }
-        return [
+        var features = [
             CPUIDEntry(0, eax: 7, ebx: 0x6874_7541, ecx: 0x444D_4163, edx: 0x6974_6E65),  // AuthenticAMD
             // SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, x2APIC, POPCNT;
             // x87, DE, PSE, TSC, MSR, PAE, CMPXCHG8B, APIC, SYSENTER, PGE, CMOV, PAT, CLFLUSH, MMX, FXSR, SSE, SSE2
@@ -16,5 +19,11 @@ extension SoftEngine {
             // 40 bits of physical and 48 of linear addresses: every x86-64 server has these
             CPUIDEntry(0x8000_0008, eax: 0x3028),
         ]
-    }()
+        if isWide {
+            features[1].ecx |= bits(12, 22, 26, 28, 29)  // FMA, MOVBE, XSAVE, AVX, F16C
+            features[2].ecx |= bits(5)  // LZCNT
+            features.append(CPUIDEntry(7, subleaf: 0, ebx: bits(3, 5, 8)))  // BMI1, AVX2, BMI2
+        }
+        return features
+    }
 }

@@ -40,9 +40,11 @@ struct CPUIDTable {
     }
 
     /// What CPUID returns for a leaf: `asModel` says as the model has it, whatever the processor shows.
-    func answer(_ leaf: UInt32, _ subleaf: UInt32, cr4: UInt64, asModel: Bool) -> CPUIDEntry {
+    func answer(_ leaf: UInt32, _ subleaf: UInt32, cr4: UInt64, xcr0: UInt64, asModel: Bool) -> CPUIDEntry {
         var entry = lookUp(leaf, subleaf, in: asModel ? entries : answers)
         if leaf == 1 { entry.ecx = entry.ecx & ~(1 << 27) | (cr4 & 1 << 18 != 0 ? 1 << 27 : 0) }  // OSXSAVE
+        // How much XSAVE writes of what XCR0 enables.
+        if leaf == 0xD, subleaf == 0, entry.eax != 0 { entry.ebx = xcr0 & 4 != 0 ? 832 : 576 }
         return entry
     }
 
@@ -214,7 +216,7 @@ extension Core {
 
     func identify(asModel: Bool = false) {
         let entry = s.cpuid.pointee.answer(UInt32(truncatingIfNeeded: gpr(GPR.rax)), UInt32(truncatingIfNeeded: gpr(GPR.rcx)),
-                                           cr4: s.cr4, asModel: asModel)
+                                           cr4: s.cr4, xcr0: s.xcr0, asModel: asModel)
         setGPR(GPR.rax, UInt64(entry.eax))
         setGPR(GPR.rbx, UInt64(entry.ebx))
         setGPR(GPR.rcx, UInt64(entry.ecx))

@@ -37,12 +37,16 @@ struct RandomGuest {
     private static let taskSegment: UInt64 = 0x20, userCode: UInt64 = 0x33, userData: UInt64 = 0x3B
 
     let mode: Mode
+    private let hasAVX: Bool
     private let memory: GuestMemory
     private var random: SeededGenerator
 
-    /// - Parameter seed: makes the same guest each time, in memory that is all zeros.
-    init(_ mode: Mode, seed: UInt64, memory: GuestMemory) {
+    /// - Parameters:
+    ///   - seed: makes the same guest each time, in memory that is all zeros.
+    ///   - hasAVX: whether half of the guests have it enabled.
+    init(_ mode: Mode, seed: UInt64, hasAVX: Bool, memory: GuestMemory) {
         self.mode = mode
+        self.hasAVX = hasAVX
         self.memory = memory
         random = SeededGenerator(seed: seed)
     }
@@ -305,6 +309,11 @@ struct RandomGuest {
         state.floatingPoint.tags = UInt8(truncatingIfNeeded: random.next())
         state.floatingPoint.st = (0..<80).map { _ in UInt8(truncatingIfNeeded: random.next()) }
         state.floatingPoint.xmm = (0..<256).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+        if hasAVX, random.chance(1, in: 2) {
+            state.control.cr4 |= 1 << 18  // OSXSAVE
+            state.control.xcr0 = 7
+            state.floatingPoint.ymmHigh = (0..<256).map { _ in UInt8(truncatingIfNeeded: random.next()) }
+        }
         return state
     }
 }

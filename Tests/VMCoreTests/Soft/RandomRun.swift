@@ -13,6 +13,7 @@ final class RandomRun {
     let mode: RandomGuest.Mode
     let seed: UInt64
     private let engine: SoftEngine
+    private let hasAVX: Bool
 
     private(set) var guests = 0
     private(set) var instructions = 0
@@ -32,7 +33,10 @@ final class RandomRun {
     init(_ mode: RandomGuest.Mode, seed: UInt64) throws {
         self.mode = mode
         self.seed = seed
-        let model = try CPUModel(named: "auto", timestamps: .hide, supported: SoftEngine.supportedFeatures)
+        let supported = SoftEngine.supportedFeatures
+        let wide = try? CPUModel(named: "x86-64-v3", timestamps: .hide, supported: supported)
+        hasAVX = wide != nil
+        let model = try wide ?? CPUModel(named: "auto", timestamps: .hide, supported: supported)
         let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 2 << 20))
         engine = try SoftEngine(memory: memory, model: model)
     }
@@ -50,7 +54,7 @@ final class RandomRun {
     /// - Throws: what isn't the guest's doing.
     func run(_ number: Int) throws {
         try clearMemory()
-        var guest = RandomGuest(mode, seed: seed << 40 ^ UInt64(number), memory: engine.memory)
+        var guest = RandomGuest(mode, seed: seed << 40 ^ UInt64(number), hasAVX: hasAVX, memory: engine.memory)
         let state = guest.make()
         // Half run as blocks, which nobody watches.
         engine.watch = number % 2 == 0 ? watch : nil

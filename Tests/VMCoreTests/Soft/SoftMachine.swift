@@ -6,10 +6,10 @@ struct SoftMachine {
     static let start: UInt64 = 0x1000
     let engine: SoftEngine
 
-    init(_ code: [UInt8], describe: (inout CPUModel) -> Void = { _ in }) throws {
+    init(_ code: [UInt8], cpu: String = "x86-64-v1", describe: (inout CPUModel) -> Void = { _ in }) throws {
         let memory = try GuestMemory(map: MemoryLayoutMap(pcWithBytes: 2 << 20))
         let boot = try FlatBoot.load(code, at: .init(Self.start), into: memory)
-        var model = try CPUModel(named: "x86-64-v1", timestamps: .hide, supported: SoftEngine.supportedFeatures)
+        var model = try CPUModel(named: cpu, timestamps: .hide, supported: SoftEngine.supportedFeatures)
         describe(&model)
         engine = try SoftEngine(memory: memory, model: model)
         try engine.setState(boot.state)
