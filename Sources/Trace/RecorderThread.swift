@@ -43,7 +43,7 @@ enum PendingRow: Sendable {
 final class RecorderThread: @unchecked Sendable {
     /// How old an uncommitted event may get before the thread looks, at least and at most; the commit itself comes on top.
     private static let shortestInterval = Nanoseconds.milliseconds(100)
-    private static let longestInterval = Nanoseconds.seconds(1)
+    private static let longestInterval = Nanoseconds.milliseconds(250)
     /// Of a processor's time, looks take a part in so many.
     private static let share: UInt64 = 50
     /// Events and payload bytes up to which a tail is written again rather than left and followed by another. Encoding
@@ -191,18 +191,19 @@ final class RecorderThread: @unchecked Sendable {
 
     // MARK: The thread
 
+    /// When to look at the tail again, by what the last look at it cost.
+    static func interval(after cost: Nanoseconds) -> Nanoseconds {
+        guard cost < longestInterval else { return longestInterval }
+        return min(max(Nanoseconds(share * cost.rawValue), shortestInterval), longestInterval)
+    }
+
     private func run() {
         while true {
             _ = log.work.wait(timeout: .now() + .nanoseconds(Int(interval.rawValue)))
             let stop = stopWanted.load(ordering: .acquiring)
             let flush = flushWanted.exchange(false, ordering: .acquiring)
-            let began = threadTime()
             let due = hostTime() - lastLook >= interval
             look(tail: stop || flush || due)
-            if due {
-                let cost = threadTime() - began
-                interval = min(max(Nanoseconds(Self.share * cost.rawValue), Self.shortestInterval), Self.longestInterval)
-            }
             if flush { flushed.signal() }
             if stop { break }
         }
@@ -222,11 +223,12 @@ final class RecorderThread: @unchecked Sendable {
                 // A slow disk shall not make us collect without bound.
                 if rows.count >= EventLog.buffers { try commit(&rows) }
             }
-            if wanted {
-                lastLook = hostTime()
-                if let row = try encodeTail() { rows.append(row) }
-            }
+            guard wanted else { return try commit(&rows) }
+            lastLook = hostTime()
+            let began = threadTime()
+            if let row = try encodeTail() { rows.append(row) }
             try commit(&rows)
+            interval = Self.interval(after: threadTime() - began)
         } catch {
             fail(error)
             discard()

@@ -32,6 +32,10 @@ struct EngineOption: ParsableArguments {
         // Its own traces it replays without a search, and what KVM can't give back isn't tried there.
         if let trace, trace.timestamps == .record || choice == nil && trace.engine == EngineKind.soft.rawValue { return .soft }
         guard let kvm = try Self.openKVM() else { return .soft }
+        if let trace, !Self.has(kvm, trace), Self.canBeSoft(trace) {
+            say("vmrr: KVM lacks here what \(trace.cpuModel.name) has: engine soft")
+            return .soft
+        }
         if let trace, let difference = Self.difference(of: trace, from: kvm) {
             guard Self.canBeSoft(trace) else {
                 say("vmrr: \(difference): a divergence may come of it")
@@ -70,8 +74,11 @@ struct EngineOption: ParsableArguments {
         return "what the manuals leave undefined, such as some flags, \(other) does otherwise than \(Host.cpuName) here"
     }
 
-    private static func canBeSoft(_ trace: TraceDescription) -> Bool {
-        (try? trace.cpuModel.check(against: EngineHost.soft.supportedFeatures(), timestamps: trace.timestamps)) != nil
+    private static func canBeSoft(_ trace: TraceDescription) -> Bool { has(.soft, trace) }
+
+    /// Whether an engine has the processor of a trace.
+    private static func has(_ host: EngineHost, _ trace: TraceDescription) -> Bool {
+        (try? trace.cpuModel.check(against: host.supportedFeatures(), timestamps: trace.timestamps)) != nil
     }
 
     /// Nil where KVM is missing or out of reach, which the user is told.

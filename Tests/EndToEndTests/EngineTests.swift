@@ -57,6 +57,35 @@ extension EndToEnd {
             #expect(trace.status == 0, "\(trace.output)")
         }
 
+        /// An alignment check at CPL 3 that leads to CPL 3 on a misaligned stack raises the next one, and so on. The run ends where
+        /// it is told to, at a point that the guest never comes to again, and the replay at the last exit.
+        @Test func aRecordingEndsWithinExceptionsThatNeverEnd() throws {
+            // CLI; LGDT [0x1130]; LIDT [0x1138]; PE and AM into CR0; then in 32 bits: OUT 0x80, AL, and an IRET to CPL 3 with AC and
+            // ESP 0x8002, where a MOV is misaligned as well.
+            let code: [UInt8] = [
+                0xFA, 0x31, 0xC0, 0x8E, 0xD8, 0x66, 0x0F, 0x01, 0x16, 0x30, 0x11, 0x66, 0x0F, 0x01, 0x1E, 0x38, 0x11,
+                0x0F, 0x20, 0xC0, 0x66, 0x0D, 1, 0, 4, 0, 0x0F, 0x22, 0xC0, 0x66, 0xEA, 0x25, 0x10, 0, 0, 8, 0,
+                0xB0, 0x10, 0x8E, 0xD0, 0xBC, 0, 0x70, 0, 0, 0xB0, 0x23, 0x8E, 0xD8, 0xE6, 0x80,
+                0x6A, 0x23, 0x68, 2, 0x80, 0, 0, 0x68, 2, 0x30, 4, 0, 0x6A, 0x1B, 0x68, 0x48, 0x10, 0, 0, 0xCF,
+                0xA1, 1, 0x50, 0, 0,
+            ]
+            var image = [UInt8](repeating: 0, count: 0x180 + 18 * 8)
+            func put(_ bytes: [UInt8], at place: Int) { image.replaceSubrange(place..<(place + bytes.count), with: bytes) }
+            put(code, at: 0)
+            for (i, access) in [(1, 0x9B), (2, 0x93), (3, 0xFB), (4, 0xF3)] as [(Int, UInt8)] {
+                put([0xFF, 0xFF, 0, 0, 0, access, 0xCF, 0], at: 0x100 + 8 * i)
+            }
+            put([0x27, 0, 0, 0x11, 0, 0], at: 0x130)
+            put([0x8F, 0, 0x80, 0x11, 0, 0], at: 0x138)
+            put([0x48, 0x10, 0x1B, 0, 0, 0x8E, 0, 0], at: 0x180 + 17 * 8)
+            let path = try Folder.current.file("guest.bin", image)
+            let trace = try record(.flat(path, at: "0x1000"), ["--engine", "soft", "--deadline", "300ms"], deadline: 30)
+            #expect(trace.status == 1 && trace.exits == 1, "\(trace.output)")
+            #expect(trace.digests == [nil, nil])
+            let replayed = try Vmrr.run(["replay", trace.path, "--json"])
+            #expect(replayed.status == 0 && replayed.json["exits"].int == 1 && replayed.json["diverged"].isNull, "\(replayed)")
+        }
+
         @Test func interruptsEnterAtAnyInstruction() throws {
             let interrupts = try recordSoft("spin").info["interrupts"]
             #expect(interrupts["between_exits"].int ?? 0 > 100, "\(interrupts)")

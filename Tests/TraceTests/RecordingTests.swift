@@ -20,6 +20,12 @@ import VMCore
         }
     }
 
+    /// Looking at the tail takes a fiftieth of a processor at most, and no event waits for long all the same.
+    @Test(arguments: [(0, 100), (1_999, 100), (3_000, 150), (5_000, 250), (900_000, 250)] as [(UInt64, UInt64)])
+    func looksAreAsRareAsTheyAreDear(_ cost: UInt64, _ interval: UInt64) {
+        #expect(RecorderThread.interval(after: .microseconds(cost)) == .milliseconds(interval))
+    }
+
     @Test func aQuietGuestsTailIsCommittedByItself() throws {
         let writer = try TraceWriter(path: folder("a.vmrr"))
         try writer.append(halt, value: 1)

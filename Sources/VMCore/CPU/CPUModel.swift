@@ -82,7 +82,7 @@ public struct CPUModel: Codable, Equatable, Sendable {
         ("auto", "the larger of v2 and v1 that the host has"),
         ("x86-64-v2", "SSE4.2, POPCNT, CMPXCHG16B; replays in every engine"),
         ("x86-64-v1", "SSE2 only: the widest choice of hosts"),
-        ("x86-64-v3", "adds XSAVE, AVX, AVX2, BMI, FMA, MOVBE: replays only on hosts that have AVX and FMA"),
+        ("x86-64-v3", "adds XSAVE, AVX, AVX2, BMI, FMA, MOVBE: replays only on hosts that have AVX, FMA and F16C"),
     ]
 
     private struct Feature {

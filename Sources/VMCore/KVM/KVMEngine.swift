@@ -179,9 +179,9 @@ public final class KVMEngine: Engine {
         do throws(SystemCallError) { before = try vcpu.registers() } catch { throw .call(error) }
         let wantsWindow = run.pointee.request_interrupt_window
         try finishPortRead { registers throws(SystemCallError) in
-            let leaf = UInt32(truncatingIfNeeded: before.rax)
-            let answer = cpuid.answer(leaf, UInt32(truncatingIfNeeded: before.rcx), cr4: try vcpu.specialRegisters().cr4,
-                                      xcr0: leaf == 0xD ? try vcpu.extendedControl().xcrs.0.value : 1, asModel: true)
+            let answer = cpuid.answer(UInt32(truncatingIfNeeded: before.rax), UInt32(truncatingIfNeeded: before.rcx),
+                                      cr4: try vcpu.specialRegisters().cr4,
+                                      xcr0: cpuid.allowedXCR0 == 1 ? 1 : try vcpu.extendedControl().xcrs.0.value, asModel: true)
             (registers.rax, registers.rbx) = (UInt64(answer.eax), UInt64(answer.ebx))
             (registers.rcx, registers.rdx) = (UInt64(answer.ecx), UInt64(answer.edx))
         }

@@ -53,6 +53,10 @@ public enum HostError: Error, CustomStringConvertible {
     /// The first half of the description: what is wrong, without what to do about it.
     public var summary: String { String(description.prefix { $0 != ":" }) }
 
+    private static func softCan(be model: String) -> Bool {
+        (try? CPUModel(named: model, timestamps: .hide, supported: SoftEngine.supportedFeatures)) != nil
+    }
+
     public var description: String {
         switch self {
         case .noDevice:
@@ -69,7 +73,7 @@ public enum HostError: Error, CustomStringConvertible {
             "this kernel's KVM lacks \(capability); vmrr needs Linux 5.10 or newer"
         case .missingFeatures(let names, let model):
             "the CPU model \(model) needs what this host lacks: \(names.joined(separator: ", ")); "
-                + "choose a smaller one with --cpu"
+                + "choose a smaller one with --cpu" + (Self.softCan(be: model) ? ", or take --engine soft" : "")
         case .call(let error):
             "KVM failed: \(error)"
         case .failedEntry(let reason):

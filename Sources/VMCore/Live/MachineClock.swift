@@ -12,10 +12,10 @@ public struct MachineClock {
         public var isCounter: Bool { self == .instructions(millionsPerSecond: 1000) }
     }
 
-    /// The host's clock counts in steps of so many nanoseconds, a power of two: finer than any device counts, and below what an
-    /// exit's time varies by. What is finer is noise, of which each moment in a trace would cost five bits more: a clock read
-    /// of a booting Linux took 2.4 bytes.
-    static let resolution: UInt64 = 32
+    /// The host's clock counts in steps of so many nanoseconds, a power of two: below what an exit's time varies by, and finer than
+    /// any device counts but the local APIC's timer and the timestamp counter. What is finer is noise, of which each moment in a
+    /// trace would cost five bits more: a clock read of a booting Linux took 2.4 bytes.
+    package static let resolution: UInt64 = 32
 
     /// One nanosecond each: about what a processor of some years ago takes.
     public static let defaultMillionsPerSecond: UInt64 = 1000
@@ -34,7 +34,7 @@ public struct MachineClock {
         }
     }
 
-    func now(_ engine: any Engine) -> Nanoseconds {
+    package func now(_ engine: any Engine) -> Nanoseconds {
         switch source {
         case .host: return Nanoseconds((origin.rawValue &+ hostTime().rawValue &- start) & ~(Self.resolution - 1))
         case .instructions(let rate):
@@ -62,7 +62,7 @@ public struct MachineClock {
     }
 
     /// The moment of the host's clock from which on `now` is `moment` or later; `source` is the host.
-    func hostMoment(_ moment: Nanoseconds) -> Nanoseconds {
+    package func hostMoment(_ moment: Nanoseconds) -> Nanoseconds {
         Nanoseconds(start &+ Self.counted(from: moment).rawValue &- origin.rawValue)
     }
 

@@ -167,7 +167,8 @@ public final class SoftEngine: Engine {
             }
             // A long repeated string instruction isn't complete yet: the clock goes on all the same.
             if core.s.retired == count { nextLook = 0 }
-            stands = false
+            // With an exception in the queue the guest still stands where it stood.
+            if core.s.queued.kind == .none { stands = false }
         }
     }
 

@@ -44,7 +44,7 @@ struct CPUIDTable {
         var entry = lookUp(leaf, subleaf, in: asModel ? entries : answers)
         if leaf == 1 { entry.ecx = entry.ecx & ~(1 << 27) | (cr4 & 1 << 18 != 0 ? 1 << 27 : 0) }  // OSXSAVE
         // How much XSAVE writes of what XCR0 enables.
-        if leaf == 0xD, subleaf == 0, entry.eax != 0 { entry.ebx = xcr0 & 4 != 0 ? 832 : 576 }
+        if entry.leaf == 0xD, (entry.subleaf ?? 0) == 0, entry.eax != 0 { entry.ebx = UInt32(StateArea.bytes(for: xcr0)) }
         return entry
     }
 

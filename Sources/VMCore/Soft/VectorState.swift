@@ -1,18 +1,24 @@
+/// What XSAVE writes, in bytes from the area's start. FXSAVE writes the first 512.
+///
+/// Source: Intel SDM Vol. 1, 13.4.
+enum StateArea {
+    static let legacy = 512
+    static let header = 512
+    static let ymm = 576
+    static let bytes = 832
+    // Bits of XCR0 and XSTATE_BV.
+    static let x87: UInt64 = 1
+    static let sse: UInt64 = 2
+    static let avx: UInt64 = 4
+
+    /// The size with the components of XCR0, or fewer of them.
+    static func bytes(for components: UInt64) -> Int { components & avx != 0 ? bytes : ymm }
+}
+
 /// Instructions that save and restore the x87, SSE and AVX registers, and MXCSR.
 ///
 /// Source: Intel SDM Vol. 1, 10.5 and chapter 13; AMD APM Vol. 2, 11.4 and 11.5.
 extension Core {
-    private enum Area {
-        static let legacy = 512
-        static let header = 512
-        static let ymm = 576
-        static let bytes = 832
-        // Bits of XCR0 and XSTATE_BV.
-        static let x87: UInt64 = 1
-        static let sse: UInt64 = 2
-        static let avx: UInt64 = 4
-    }
-
     /// Bits that MXCSR may have: on AMD processors misaligned operands can be allowed. Source: AMD APM Vol. 2, 11.5.10.
     var mxcsrMask: UInt32 { s.mxcsrMask }
 
@@ -40,19 +46,19 @@ extension Core {
         case .fxsave, .fxrstor:
             if s.cr0 & 0xC != 0 { throw .exception(Vector.nm) }
             let saves = op.pointee.cold == .fxsave
-            let address = try operandAddress(op, size: UInt64(Area.legacy), writes: saves)
+            let address = try operandAddress(op, size: UInt64(StateArea.legacy), writes: saves)
             try checkAlignment(address, 4)
             guard address & 15 == 0 else { throw .protection }
             try withArea { (area) throws(Trap) in
                 if saves {
-                    try prepareStore(address, Area.legacy)
+                    try prepareStore(address, StateArea.legacy)
                     // What the processor doesn't write stays as it was.
-                    try loadBytes(address, Area.legacy, to: area)
+                    try loadBytes(address, StateArea.legacy, to: area)
                     saveX87(to: area, mask: pointerMask(op))
                     saveSSE(to: area)
                     try storeBytes(address, 416, from: area)
                 } else {
-                    try loadBytes(address, Area.legacy, to: area)
+                    try loadBytes(address, StateArea.legacy, to: area)
                     let mxcsr = area.load(fromByteOffset: 24, as: UInt32.self)
                     guard mxcsr & ~mxcsrMask == 0 else { throw .protection }
                     restoreX87(from: area, mask: pointerMask(op))
@@ -66,17 +72,17 @@ extension Core {
             guard s.cpl == 0 else { throw .protection }
             let value = gpr(GPR.rdx) << 32 | gpr(GPR.rax) & 0xFFFF_FFFF
             // x87 always, AVX only with SSE.
-            guard gpr(GPR.rcx) & 0xFFFF_FFFF == 0, value & ~s.cpuid.pointee.allowedXCR0 == 0, value & Area.x87 != 0,
-                value & 6 != Area.avx else { throw .protection }
+            guard gpr(GPR.rcx) & 0xFFFF_FFFF == 0, value & ~s.cpuid.pointee.allowedXCR0 == 0, value & StateArea.x87 != 0,
+                value & 6 != StateArea.avx else { throw .protection }
             s.xcr0 = value
         default: throw .undefined
         }
     }
 
     private func withArea(_ body: (UnsafeMutableRawPointer) throws(Trap) -> Void) throws(Trap) {
-        let area = UnsafeMutableRawPointer.allocate(byteCount: Area.bytes, alignment: 64)
+        let area = UnsafeMutableRawPointer.allocate(byteCount: StateArea.bytes, alignment: 64)
         defer { area.deallocate() }
-        area.initializeMemory(as: UInt8.self, repeating: 0, count: Area.bytes)
+        area.initializeMemory(as: UInt8.self, repeating: 0, count: StateArea.bytes)
         try body(area)
     }
 
@@ -148,7 +154,7 @@ extension Core {
         if s.cr0 & 8 != 0 { throw .exception(Vector.nm) }
         let saves = op.pointee.cold == .xsave
         let wanted = (gpr(GPR.rdx) << 32 | gpr(GPR.rax) & 0xFFFF_FFFF) & s.xcr0
-        let bytes = wanted & Area.avx != 0 ? Area.bytes : Area.ymm
+        let bytes = StateArea.bytes(for: wanted)
         let address = try operandAddress(op, size: UInt64(bytes), writes: saves)
         try checkAlignment(address, 4)
         guard address & 63 == 0 else { throw .protection }
@@ -165,13 +171,13 @@ extension Core {
     }
 
     private func saveExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, mask: UInt64) {
-        if wanted & Area.x87 != 0 { saveX87(to: area, mask: mask) }
-        if wanted & Area.sse != 0 { saveSSE(to: area) } else if wanted & Area.avx != 0 { saveMXCSR(to: area) }
-        if wanted & Area.avx != 0 {
-            for i in registers { (area + Area.ymm + 16 * Int(i)).copyMemory(from: s.floatingPoint.vector(i) + 16, byteCount: 16) }
+        if wanted & StateArea.x87 != 0 { saveX87(to: area, mask: mask) }
+        if wanted & StateArea.sse != 0 { saveSSE(to: area) } else if wanted & StateArea.avx != 0 { saveMXCSR(to: area) }
+        if wanted & StateArea.avx != 0 {
+            for i in registers { (area + StateArea.ymm + 16 * Int(i)).copyMemory(from: s.floatingPoint.vector(i) + 16, byteCount: 16) }
         }
-        let present = area.load(fromByteOffset: Area.header, as: UInt64.self)
-        area.storeBytes(of: present & ~wanted | inUse & wanted, toByteOffset: Area.header, as: UInt64.self)
+        let present = area.load(fromByteOffset: StateArea.header, as: UInt64.self)
+        area.storeBytes(of: present & ~wanted | inUse & wanted, toByteOffset: StateArea.header, as: UInt64.self)
     }
 
     /// The components that are not in their initial configuration.
@@ -182,40 +188,40 @@ extension Core {
         }
         var bits: UInt64 = 0
         if file.control != 0x37F || file.status != 0 || file.tags != 0 || !isZero(file.st(0), 80)
-            || file.last.address | file.last.operand != 0 { bits |= Area.x87 }
+            || file.last.address | file.last.operand != 0 { bits |= StateArea.x87 }
         for i in 0..<16 as Range<UInt8> {
-            if !isZero(file.vector(i), 16) { bits |= Area.sse }
-            if !isZero(file.vector(i) + 16, 16) { bits |= Area.avx }
+            if !isZero(file.vector(i), 16) { bits |= StateArea.sse }
+            if !isZero(file.vector(i) + 16, 16) { bits |= StateArea.avx }
         }
         return bits
     }
 
     private func restoreExtended(_ wanted: UInt64, _ area: UnsafeMutableRawPointer, mask: UInt64) throws(Trap) {
-        let present = area.load(fromByteOffset: Area.header, as: UInt64.self)
+        let present = area.load(fromByteOffset: StateArea.header, as: UInt64.self)
         // The compacted format isn't offered; the header's reserved bytes are 0.
-        guard present & ~s.xcr0 == 0, area.load(fromByteOffset: Area.header + 8, as: UInt64.self) == 0,
-            area.load(fromByteOffset: Area.header + 16, as: UInt64.self) == 0 else { throw .protection }
+        guard present & ~s.xcr0 == 0, area.load(fromByteOffset: StateArea.header + 8, as: UInt64.self) == 0,
+            area.load(fromByteOffset: StateArea.header + 16, as: UInt64.self) == 0 else { throw .protection }
         let file = s.floatingPoint
-        if wanted & (Area.sse | Area.avx) != 0 {
+        if wanted & (StateArea.sse | StateArea.avx) != 0 {
             let mxcsr = area.load(fromByteOffset: 24, as: UInt32.self)
             guard mxcsr & ~mxcsrMask == 0 else { throw .protection }
             file.mxcsr = mxcsr
         }
-        if wanted & Area.x87 != 0 {
-            if present & Area.x87 == 0 {
+        if wanted & StateArea.x87 != 0 {
+            if present & StateArea.x87 == 0 {
                 area.initializeMemory(as: UInt8.self, repeating: 0, count: 24)
                 (area + 32).initializeMemory(as: UInt8.self, repeating: 0, count: 128)
                 area.storeBytes(of: 0x37F, toByteOffset: 0, as: UInt16.self)
             }
             restoreX87(from: area, mask: mask)
         }
-        if wanted & Area.sse != 0 {
-            if present & Area.sse == 0 { (area + 160).initializeMemory(as: UInt8.self, repeating: 0, count: 256) }
+        if wanted & StateArea.sse != 0 {
+            if present & StateArea.sse == 0 { (area + 160).initializeMemory(as: UInt8.self, repeating: 0, count: 256) }
             restoreSSE(from: area)
         }
-        if wanted & Area.avx != 0 {
-            if present & Area.avx == 0 { (area + Area.ymm).initializeMemory(as: UInt8.self, repeating: 0, count: 256) }
-            for i in registers { (file.vector(i) + 16).copyMemory(from: area + Area.ymm + 16 * Int(i), byteCount: 16) }
+        if wanted & StateArea.avx != 0 {
+            if present & StateArea.avx == 0 { (area + StateArea.ymm).initializeMemory(as: UInt8.self, repeating: 0, count: 256) }
+            for i in registers { (file.vector(i) + 16).copyMemory(from: area + StateArea.ymm + 16 * Int(i), byteCount: 16) }
         }
     }
 }

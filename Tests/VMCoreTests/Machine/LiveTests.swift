@@ -1,6 +1,35 @@
 import Testing
 import VMCore
 
+@Suite struct MachineClockTests {
+    private func engine() throws -> SoftEngine { try SoftMachine([0x90]).engine }
+
+    /// Wherever it starts: the moment that was asked for is there when the host's clock says so, and not before.
+    @Test(arguments: [0, 1, 31, 32, 12_345, 1 << 40 + 7] as [UInt64]) func momentsAreShownWhenTheyAreDue(_ start: UInt64) throws {
+        let engine = try engine()
+        let clock = MachineClock(.host, now: Nanoseconds(start), engine: engine)
+        var last = Nanoseconds(start)
+        for i in 1...200 as ClosedRange<UInt64> {
+            let moment = clock.now(engine) + Nanoseconds(1_000 + i)
+            let due = clock.hostMoment(moment)
+            while true {
+                let shown = clock.now(engine), host = hostTime()
+                #expect(shown >= last && shown.rawValue % MachineClock.resolution == 0)
+                last = shown
+                if host < due { #expect(shown < moment) } else { break }
+            }
+            #expect(clock.now(engine) >= moment)
+        }
+        _ = clock.hostMoment(Nanoseconds(.max))
+    }
+
+    @Test func instructionsAreCountedToTheNanosecond() throws {
+        let engine = try engine()
+        let clock = MachineClock(.instructions(millionsPerSecond: 1000), now: Nanoseconds(12_345), engine: engine)
+        #expect(clock.now(engine) == Nanoseconds(12_345))
+    }
+}
+
 @Suite struct SerialScriptTests {
     @Test func scriptsAreTimesPromptsAndTexts() throws {
         let script = try SerialScript(parsing: """

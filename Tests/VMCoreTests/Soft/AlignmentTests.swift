@@ -138,7 +138,7 @@ import VMCore
         state.general.rflags |= Self.check | 3 << 12
         state.general.rsp = 0x8002
         try machine.engine.setState(state)
-        for stop in [StopCondition.none, .step, .window, .breakpoint(0x800)] {
+        for stop in [StopCondition.breakpoint(SoftMachine.start), .none, .step, .window, .breakpoint(0x800), .breakpoint(SoftMachine.start)] {
             machine.engine.armKick(at: hostTime() + .milliseconds(20))
             guard case .kicked = try machine.engine.enter(until: stop) else { throw SoftMachine.Late() }
         }

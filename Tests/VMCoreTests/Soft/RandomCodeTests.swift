@@ -9,7 +9,9 @@ import VMCore
     private static let count = max(5_000, ProcessInfo.processInfo.environment["VMRR_FUZZ_SOFT"].flatMap { Int($0) } ?? 0)
     private static let seed = ProcessInfo.processInfo.environment["VMRR_SEED"].flatMap { UInt64($0) } ?? 1
     /// Of a long run, only these: `VMRR_FUZZ_MODES=real,long`.
-    private static let modes = ProcessInfo.processInfo.environment["VMRR_FUZZ_MODES"]?.split(separator: ",").map(String.init)
+    private static let modes = ProcessInfo.processInfo.environment["VMRR_FUZZ_MODES"].flatMap {
+        $0.isEmpty ? nil : $0.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
+    }
 
     /// A name that is no mode's would leave a run of nothing, which passes.
     @Test func theModesAskedForExist() {
