@@ -179,9 +179,9 @@ public struct CPUModel: Codable, Equatable, Sendable {
         ]
         if wide {
             entries += [
-                CPUIDEntry(0xD, subleaf: 0, eax: 7, ebx: 576, ecx: 832),
+                CPUIDEntry(0xD, subleaf: 0, eax: 7, ebx: UInt32(StateArea.ymm), ecx: UInt32(StateArea.bytes)),
                 CPUIDEntry(0xD, subleaf: 1),
-                CPUIDEntry(0xD, subleaf: 2, eax: 256, ebx: 576),
+                CPUIDEntry(0xD, subleaf: 2, eax: 256, ebx: UInt32(StateArea.ymm)),
             ]
         }
         let brand = Array("vmrr \(name)".utf8)

@@ -145,7 +145,6 @@ extension FloatingPointState {
     private static let stOffset = 32
     private static let xmmOffset = 160
     private static let headerOffset = 512
-    private static let ymmOffset = 576
 
     /// Reads a standard-format XSAVE area of 4096 bytes. Components in their initial configuration read as that.
     init(xsave area: UnsafeRawPointer, keepsLastInstruction: Bool) {
@@ -169,7 +168,7 @@ extension FloatingPointState {
             xmm = Array(UnsafeRawBufferPointer(start: area + Self.xmmOffset, count: 256))
         }
         if present & 4 != 0 {
-            ymmHigh = Array(UnsafeRawBufferPointer(start: area + Self.ymmOffset, count: 256))
+            ymmHigh = Array(UnsafeRawBufferPointer(start: area + StateArea.ymm, count: 256))
         }
     }
 
@@ -188,7 +187,7 @@ extension FloatingPointState {
         for (i, byte) in xmm.enumerated() { area.storeBytes(of: byte, toByteOffset: Self.xmmOffset + i, as: UInt8.self) }
         if withAVX {
             for (i, byte) in ymmHigh.enumerated() {
-                area.storeBytes(of: byte, toByteOffset: Self.ymmOffset + i, as: UInt8.self)
+                area.storeBytes(of: byte, toByteOffset: StateArea.ymm + i, as: UInt8.self)
             }
         }
         area.storeBytes(of: withAVX ? 7 : 3, toByteOffset: Self.headerOffset, as: UInt64.self)

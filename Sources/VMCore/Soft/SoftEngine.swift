@@ -435,8 +435,7 @@ public final class SoftEngine: Engine {
                                  source: event.kind == .exception ? .exception : .external, returnTo: core.s.rip)
             }
         } catch {
-            let isException = event.kind == .exception && (error.kind == .exception || error.kind == .nonCanonical)
-            return isException ? try raise(error, after: event.vector) : try handle(error)
+            return event.kind == .exception ? try raise(error, after: event.vector) : try handle(error)
         }
         tellEntry(event.kind == .none ? Vector.nmi : event.vector)
         return nil
