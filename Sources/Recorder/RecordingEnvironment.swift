@@ -217,7 +217,7 @@ public final class RecordingEnvironment: Environment {
         // The thread's time leaves out what other work took from the guest, but covers all exits since the last anchor.
         // No way is longer than the time since the last exit, also where the guest began to run without having been asked about.
         let elapsed = min(guestTime, threadTime() - lastAnchorThreadTime, live.now - live.lastExit)
-        let anchor = try machine.anchor(elapsed: elapsed)
+        let anchor = try machine.anchor(elapsed: elapsed).brief
         lastAnchorThreadTime = threadTime()
         return anchor
     }

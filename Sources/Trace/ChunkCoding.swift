@@ -13,13 +13,18 @@ import VMCore
 //   payload the bytes of strings and memory writes, one after the other
 //
 // Values are grouped by identity: what one register answered stands side by side. The value of an event with a payload
-// is the payload's length, and that of an event with an anchor the anchor's `general`.
+// is the payload's length, and that of an event with an anchor the anchor's `general`. Brief anchors are in the same columns.
 
 /// What an event carries beside its identity. The raw values are the format's.
 enum EventForm: UInt8 {
     case plain = 0
     case payload = 1
     case anchor = 2
+    case briefAnchor = 3
+
+    init(_ anchor: Anchor) { self = anchor.isBrief ? .briefAnchor : .anchor }
+
+    var hasAnchor: Bool { self == .anchor || self == .briefAnchor }
 }
 
 /// An event in memory on its way to the file.
@@ -155,7 +160,7 @@ struct ChunkEncoder {
             do {
                 let (identity, form) = try EventIdentity.checked(shape: entry.shape, address: entry.address)
                 if identity.kind.isExit { exits += entry.events }
-                if form == .anchor { anchors += entry.events }
+                if form.hasAnchor { anchors += entry.events }
             } catch {
                 throw .invalid("an event that no trace can hold: \(error.what)")
             }
@@ -243,7 +248,7 @@ extension EventIdentity {
     static func checked(shape: UInt64, address: UInt64) throws(Malformed) -> (EventIdentity, EventForm) {
         let bytes = (0..<4).map { UInt8(truncatingIfNeeded: shape >> UInt64(8 * $0)) }
         guard let kind = EventKind(rawValue: bytes[0]) else { throw Malformed("unknown event kind \(bytes[0])") }
-        guard let form = EventForm(rawValue: bytes[1]), (form == .anchor) == kind.isAnchored else {
+        guard let form = EventForm(rawValue: bytes[1]), form.hasAnchor == kind.isAnchored else {
             throw Malformed("a \(kind) event of form \(bytes[1])")
         }
         guard [0, 1, 2, 4, 8].contains(bytes[2]) else { throw Malformed("a \(kind) event of size \(bytes[2])") }
@@ -364,7 +369,7 @@ struct DecodedChunk {
         _ count: Int, _ counts: [Int], heads: inout ByteSource, planes: inout ByteSource
     ) throws(Malformed) {
         var expected = 0
-        for (entry, events) in zip(entries, counts) where entry.form == .anchor { expected += events }
+        for (entry, events) in zip(entries, counts) where entry.form.hasAnchor { expected += events }
         guard count == expected else { throw Malformed("\(count) anchors for \(expected) events") }
         guard count > 0 else { return }
         var columns: [[UInt64]] = []

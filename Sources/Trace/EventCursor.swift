@@ -106,9 +106,10 @@ public struct EventCursor: Sendable {
             event.payload = chunk.raw[payload..<end]
             event.value = 0
             payload = end
-        case .anchor:
-            event.anchor = chunk.anchors[anchor]
-            event.anchor?.general = event.value
+        case .anchor, .briefAnchor:
+            var found = chunk.anchors[anchor]
+            found.general = event.value
+            event.anchor = form == .briefAnchor ? found.brief : found
             event.value = 0
             anchor += 1
         }

@@ -291,7 +291,7 @@ extension EventHead {
         if let anchor = event.anchor {
             buffer.anchors[anchorCount] = anchor
             anchorCount += 1
-            push(EventRecord(event.identity, .anchor, value: anchor.general))
+            push(EventRecord(event.identity, EventForm(anchor), value: anchor.general))
         } else if let payload = event.payload {
             payload.withUnsafeBytes {
                 if let source = $0.baseAddress {

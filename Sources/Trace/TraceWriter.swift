@@ -163,7 +163,7 @@ public final class TraceWriter: @unchecked Sendable {
         }
         log.ring[buffer].anchors[head.pointee.anchorCount] = anchor
         head.pointee.anchorCount += 1
-        head.pointee.push(EventRecord(identity, .anchor, value: anchor.general))
+        head.pointee.push(EventRecord(identity, EventForm(anchor), value: anchor.general))
     }
 
     /// Appends an event of another trace.

@@ -111,17 +111,69 @@ public struct Anchor: Hashable, Codable, Sendable {
         self.general = general
     }
 
-    /// RFLAGS at this point for a guest with these registers: its own, or, where the processor of the recording left some to
-    /// chance, what the digest says of them. Nil where the registers aren't this point's.
-    func flags(of registers: CoreRegisters, _ profile: ProcessorProfile) -> UInt64? {
-        guard registers.linearRIP == rip, general == 0 || registers.general.sum == general else { return nil }
-        if registers.digest == self.registers { return registers.general.rflags }
-        guard profile.bitTestsVary else { return nil }
-        var other = registers
-        for chance in [RFlags.overflow, RFlags.auxiliary, RFlags.overflow | RFlags.auxiliary] {
-            other.general.rflags = registers.general.rflags ^ chance
-            if other.digest == self.registers { return other.general.rflags }
-        }
-        return nil
+    /// Whether this is the short form, a third of the bytes in a trace: of `general` it has 16 bits, of `memory` 40, of `elapsed`
+    /// the first seven, and no `registers`, which are part of what `memory` covers.
+    ///
+    /// It is compared at each arrival at RIP. Of those with other registers one in 65,536 gets as far as the complete state, and
+    /// of other states that get there one in 10¹² would be taken for the point.
+    public var isBrief: Bool { digits == .brief }
+    private var digits = Digits.full
+
+    private enum Digits: UInt8, Codable {
+        case full, brief
+
+        var general: UInt64 { self == .full ? .max : 0xFFFF }
+        var memory: UInt64 { self == .full ? .max : 0xFF_FFFF_FFFF }
     }
+
+    /// The short form of this anchor: for points that aren't counted, where the complete state is compared in any case.
+    public var brief: Anchor {
+        var short = self
+        short.digits = .brief
+        short.registers = 0
+        short.general = general & Digits.brief.general
+        short.memory = memory & Digits.brief.memory
+        let rest = max(0, 64 - elapsed.rawValue.leadingZeroBitCount - 7)
+        short.elapsed = Nanoseconds(elapsed.rawValue & ~0 << UInt64(rest))
+        return short
+    }
+
+    /// The bits of `GeneralRegisters.sum` that `general` has.
+    var generalMask: UInt64 { digits.general }
+
+    /// Whether the anchors can name the same point: as far as both have digits. How long the host took isn't part of it.
+    public func isSamePoint(as other: Anchor) -> Bool {
+        hasSameRegisters(as: other) && (memory ^ other.memory) & digits.memory & other.digits.memory == 0
+    }
+
+    /// Whether RIP and the registers are the same at both: as far as both have digits.
+    public func hasSameRegisters(as other: Anchor) -> Bool {
+        guard rip == other.rip, isBrief || other.isBrief || registers == other.registers else { return false }
+        return general == 0 || other.general == 0 || (general ^ other.general) & generalMask & other.generalMask == 0
+    }
+
+    /// Whether a guest with these registers may be at this point; what they don't show is in `memory`.
+    public func fits(_ registers: CoreRegisters) -> Bool {
+        registers.linearRIP == rip && (general == 0 || (registers.general.sum ^ general) & generalMask == 0)
+            && (isBrief || registers.digest == self.registers)
+    }
+
+    /// Whether a complete state with this digest is this point's.
+    func isMemory(_ digest: UInt64) -> Bool { (digest ^ memory) & digits.memory == 0 }
+
+    /// What RFLAGS can be at this point for a guest with these registers: its own first; then, where the processor of the
+    /// recording left some to chance, what they could have been. None where the registers aren't this point's.
+    func flags(of registers: CoreRegisters, _ profile: ProcessorProfile) -> [UInt64] {
+        guard registers.linearRIP == rip, general == 0 || (registers.general.sum ^ general) & generalMask == 0 else { return [] }
+        if !isBrief, registers.digest == self.registers { return [registers.general.rflags] }
+        let others = !profile.bitTestsVary ? [] : Self.chances.map { registers.general.rflags ^ $0 }
+        guard !isBrief else { return [registers.general.rflags] + others }
+        var other = registers
+        return others.filter {
+            other.general.rflags = $0
+            return other.digest == self.registers
+        }
+    }
+
+    private static let chances = [RFlags.overflow, RFlags.auxiliary, RFlags.overflow | RFlags.auxiliary]
 }

@@ -135,7 +135,7 @@ struct Landing {
             }
         }
         let registers = try counter.registers()
-        guard let flags = anchor.flags(of: registers, counter.profile) else { return .missed(nil) }
+        guard let flags = anchor.flags(of: registers, counter.profile).first else { return .missed(nil) }
         if flags != registers.general.rflags { try counter.setFlags(flags) }
         return .landed
     }
@@ -161,7 +161,7 @@ struct Landing {
                 statistics.counted += 1
                 outcome = try count(distance, with: assistant.engine)
                 assistant.reportWrites()
-                if outcome == .landed, try machine.completeDigest(of: assistant.engine) != anchor.memory { outcome = nil }
+                if outcome == .landed, try !anchor.isMemory(machine.completeDigest(of: assistant.engine)) { outcome = nil }
                 if case .missed? = outcome { outcome = nil }
             } else {
                 outcome = try search(with: assistant, limit, &statistics)
@@ -200,7 +200,7 @@ struct Landing {
         }
         // Not at each arrival: there may be millions, and asking the clock takes longer than the way between two.
         soft.armKick(at: min(until, hostTime() + Self.attention))
-        soft.filterArrivals(sum: anchor.general)
+        soft.filterArrivals(by: anchor)
         defer {
             soft.armKick(at: nil)
             statistics.arrivals += soft.endFilter()
@@ -321,7 +321,7 @@ struct Landing {
         if try machine.isAt(anchor) { return .landed }
         // Millions of arrivals cost little where they are told apart before they come here.
         let soft = engine as? SoftEngine
-        soft?.filterArrivals(sum: anchor.general)
+        soft?.filterArrivals(by: anchor)
         defer { statistics.arrivals += soft?.endFilter() ?? 0 }
         let stop: StopCondition =
             engine.capabilities.breakpointKernel ? .breakpoint(anchor.rip) : .step

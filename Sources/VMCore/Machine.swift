@@ -152,12 +152,16 @@ public final class Machine {
     /// The same with the processor of another engine that has the same memory. `reportWrites` is called before memory counts.
     func isAt(_ anchor: Anchor, with engine: any Engine, reportWrites: () -> Void = {}) throws -> Bool {
         let registers = try engine.registers()
-        guard let flags = anchor.flags(of: registers, engine.profile) else { return false }
+        let candidates = anchor.flags(of: registers, engine.profile)
+        guard !candidates.isEmpty else { return false }
         reportWrites()
-        let hasOthers = flags != registers.general.rflags
-        if hasOthers { try engine.setFlags(flags) }
-        if try completeDigest(of: engine) == anchor.memory { return true }
-        if hasOthers { try engine.setFlags(registers.general.rflags) }
+        var flags = registers.general.rflags
+        for candidate in candidates {
+            if candidate != flags { try engine.setFlags(candidate) }
+            flags = candidate
+            if try anchor.isMemory(completeDigest(of: engine)) { return true }
+        }
+        if flags != registers.general.rflags { try engine.setFlags(registers.general.rflags) }
         return false
     }
 

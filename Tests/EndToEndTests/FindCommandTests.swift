@@ -19,7 +19,7 @@ import Testing
         guard lost.count == 1, KVM.canStopBetweenExits else { return }
         let tick = JSON(line: lost[0])
         let report = try json(["bisect", Self.trace, "--when", Self.invariant])
-        #expect(report["interrupt"]["anchor"]["registers"] == tick["anchor"]["registers"])
+        #expect(report["interrupt"]["anchor"]["memory"] == tick["anchor"]["memory"])
         #expect(report["interrupt"]["exit"] == tick["exit"])
         // The interrupt's own exit is its EOI; the update is lost right after it.
         #expect(report["last_good"].int == tick["exit"].int.map { $0 + 1 })

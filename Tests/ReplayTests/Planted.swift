@@ -145,7 +145,7 @@ struct Planted {
         guard let anchor = event.anchor else {
             return event.identity.kind == .interruptAtExit ? position.instructions == 0 : engine.isInterruptible
         }
-        return registers.linearRIP == anchor.rip && registers.digest == anchor.registers
+        return anchor.fits(registers)
     }
 
     /// Takes the guest to its handler: the gate's address, as 64-bit code has it.

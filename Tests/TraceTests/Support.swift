@@ -68,10 +68,11 @@ struct Event: Equatable {
             kind: kind, size: [0, 1, 2, 4, 8][shape.below(5)], flags: UInt8(shape.below(3)),
             count: [1, 1, 7, .max][shape.below(4)], address: address)
         if kind.isAnchored {
-            return Event(identity, anchor: Anchor(
+            let anchor = Anchor(
                 rip: 0xFFFF_8000_0000_0000 + random.next() % 0x1000, registers: random.next(), memory: random.next(),
                 instructions: random.next() % 5000, elapsed: Nanoseconds(random.next() % 100_000),
-                general: random.next()))
+                general: random.next())
+            return Event(identity, anchor: random.below(2) == 0 ? anchor : anchor.brief)
         }
         if kind == .memoryWrite || identity.count == 7 {
             return Event(identity, payload: random.bytes(random.below(40)))

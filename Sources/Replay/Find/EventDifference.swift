@@ -110,8 +110,7 @@ public struct EventDifference {
         guard a.identity == b.identity, a.value == b.value, a.payload == b.payload else { return false }
         switch (a.anchor, b.anchor) {
         case (nil, nil): return true
-        // How long the host took isn't part of the point.
-        case (let x?, let y?): return x.rip == y.rip && x.registers == y.registers && x.memory == y.memory
+        case (let x?, let y?): return x.isSamePoint(as: y)
         default: return false
         }
     }
@@ -120,8 +119,8 @@ public struct EventDifference {
         guard let a, let b else { return .end }
         let isSame = a.identity.kind == b.identity.kind && a.identity.address == b.identity.address
         if a.isInterrupt || b.isInterrupt {
-            let isSamePoint = isSame && a.anchor?.rip == b.anchor?.rip && a.anchor?.registers == b.anchor?.registers
-            return isSamePoint && a.anchor != nil ? .state : .timing
+            guard isSame, let x = a.anchor, let y = b.anchor else { return .timing }
+            return x.hasSameRegisters(as: y) ? .state : .timing
         }
         switch (a.identity.kind, b.identity.kind) {
         case (.memoryWrite, _), (_, .memoryWrite), (.registerWrite, _), (_, .registerWrite): return .input

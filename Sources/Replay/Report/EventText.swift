@@ -38,7 +38,8 @@ extension TraceEvent {
                 (
                     "anchor",
                     [
-                        "rip": JSON(anchor.rip), "registers": .string(hex(anchor.registers)),
+                        "rip": JSON(anchor.rip), "general": .string(hex(anchor.general)),
+                        "registers": anchor.isBrief ? .null : .string(hex(anchor.registers)),
                         "memory": .string(hex(anchor.memory)),
                         "elapsed_us": .number(anchor.elapsed.seconds * 1e6),
                     ]

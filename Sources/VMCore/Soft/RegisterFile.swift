@@ -79,8 +79,9 @@ struct RegisterFile {
     /// Which kind of block is built and looked up: 0, or see `Variant`.
     var breakpoint: UInt64 = 0
     var hasBreakpoint = false
-    /// `GeneralRegisters.sum` at the arrivals at the breakpoint that count; 0: all do.
+    /// These bits of `GeneralRegisters.sum`, at the arrivals at the breakpoint that count; without any bits all do.
     var wantedSum: UInt64 = 0
+    var wantedBits: UInt64 = 0
     /// Arrivals that didn't count, and the block that comes after one.
     var passedArrivals = 0
     var passing = JumpEntry()

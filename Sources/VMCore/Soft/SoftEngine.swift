@@ -183,15 +183,16 @@ public final class SoftEngine: Engine {
         return core.s.queued.kind != .none || hasReadyNMI ? try deliverQueued() : try stepOnce()
     }
 
-    /// Arrivals at the breakpoint where the general registers have another sum are passed, until `endFilter`; none are with 0.
-    public func filterArrivals(sum: UInt64) {
-        core.s.wantedSum = sum
+    /// Arrivals at the breakpoint where the general registers aren't the anchor's are passed, until `endFilter`.
+    public func filterArrivals(by anchor: Anchor) {
+        core.s.wantedSum = anchor.general
+        core.s.wantedBits = anchor.general == 0 ? 0 : anchor.generalMask
         core.s.passedArrivals = 0
     }
 
     /// Returns how many arrivals were passed.
     public func endFilter() -> Int {
-        core.s.wantedSum = 0
+        core.s.wantedBits = 0
         return core.s.passedArrivals
     }
 
@@ -557,7 +558,7 @@ extension Core {
     }
 
     /// Whether the guest, which stands at the breakpoint, is to stop there.
-    var arrivalCounts: Bool { s.wantedSum == 0 || generalSum == s.wantedSum }
+    var arrivalCounts: Bool { s.wantedBits == 0 || (generalSum ^ s.wantedSum) & s.wantedBits == 0 }
 
     /// Brings the state back to the instruction that a trap interrupts.
     func trapped(_ trap: Trap) -> Trap {

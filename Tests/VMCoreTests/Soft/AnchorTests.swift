@@ -23,11 +23,14 @@ import VMCore
         return (engine, anchor)
     }
 
-    @Test(arguments: [RFlags.overflow, RFlags.auxiliary, chance], [true, false])
-    func flagsOfChanceAreTheRecordedOnes(_ cleared: UInt64, _ isCounted: Bool) throws {
+    enum Form: CaseIterable { case counted, full, brief }
+
+    @Test(arguments: [RFlags.overflow, RFlags.auxiliary, chance], Form.allCases)
+    func flagsOfChanceAreTheRecordedOnes(_ cleared: UInt64, _ form: Form) throws {
         var (engine, anchor) = try prepare(clearing: cleared, varies: true)
         try #require(anchor.instructions == 3)
-        if !isCounted { anchor.instructions = 0 }
+        if form != .counted { anchor.instructions = 0 }
+        if form == .brief { anchor = anchor.brief }
         let environment = Landed(at: anchor)
         #expect(try Machine(engine: engine, environment: environment).run() == .stopped)
         #expect(environment.hasLanded)
@@ -38,24 +41,29 @@ import VMCore
     }
 
     /// A processor that leaves nothing to chance isn't at the point.
-    @Test func otherFlagsAreAnotherPoint() throws {
-        let (engine, anchor) = try prepare(clearing: RFlags.overflow, varies: false)
+    @Test(arguments: Form.allCases) func otherFlagsAreAnotherPoint(_ form: Form) throws {
+        var (engine, anchor) = try prepare(clearing: RFlags.overflow, varies: false)
+        if form != .counted { anchor.instructions = 0 }
+        if form == .brief { anchor = anchor.brief }
         let environment = Landed(at: anchor)
         #expect(try Machine(engine: engine, environment: environment).run() == .endOfTrace)
         #expect(!environment.hasLanded)
     }
 
     /// Nor is one where other flags than these differ, or the memory does.
-    @Test func noOtherDifferenceIsForgiven() throws {
-        let (engine, anchor) = try prepare(clearing: RFlags.overflow, varies: true)
+    @Test(arguments: Form.allCases) func noOtherDifferenceIsForgiven(_ form: Form) throws {
+        var (engine, anchor) = try prepare(clearing: RFlags.overflow, varies: true)
+        if form != .counted { anchor.instructions = 0 }
+        if form == .brief { anchor = anchor.brief }
         var state = try engine.state()
         state.general.rflags |= RFlags.interrupt
         try engine.setState(state)
         #expect(try Machine(engine: engine, environment: Landed(at: anchor)).run() == .endOfTrace)
     }
 
-    @Test func flagsStayWhereMemoryDiffers() throws {
+    @Test(arguments: [false, true]) func flagsStayWhereMemoryDiffers(_ isBrief: Bool) throws {
         var (engine, anchor) = try prepare(clearing: RFlags.overflow, varies: true)
+        if isBrief { anchor = anchor.brief }
         anchor.memory ^= 1
         guard case .debug = try engine.enter(until: .breakpoint(Self.nop)) else { throw SoftMachine.Late() }
         let machine = Machine(engine: engine, environment: Landed())
@@ -64,6 +72,32 @@ import VMCore
         anchor.memory ^= 1
         #expect(try machine.isAt(anchor))
         #expect(try engine.registers().general.rflags & Self.chance == RFlags.auxiliary)
+    }
+
+    /// What the short form leaves out makes no point another one; what it has does.
+    @Test func theShortFormComparesWhatItHas() throws {
+        let anchor = Anchor(rip: 0x1000, registers: .max, memory: .max, instructions: 0, elapsed: Nanoseconds(0x7F_FFFF), general: .max)
+        let brief = anchor.brief
+        #expect(brief.brief == brief && brief.isBrief && !anchor.isBrief)
+        #expect((brief.registers, brief.general, brief.memory) == (0, 0xFFFF, 0xFF_FFFF_FFFF))
+        #expect(brief.elapsed == Nanoseconds(0x7F_0000))
+        for (left, right) in [(anchor, brief), (brief, anchor), (brief, brief)] {
+            #expect(left.isSamePoint(as: right))
+            for bit in 0..<64 {
+                var other = right
+                other.memory ^= 1 << UInt64(bit)
+                #expect(left.isSamePoint(as: other) == (bit >= 40))
+                other = right
+                other.general ^= 1 << UInt64(bit)
+                #expect(left.hasSameRegisters(as: other) == (bit >= 16))
+                other = right
+                other.rip ^= 1 << UInt64(bit)
+                #expect(!left.hasSameRegisters(as: other))
+            }
+        }
+        var other = anchor
+        other.registers = 1
+        #expect(!anchor.isSamePoint(as: other) && brief.isSamePoint(as: other))
     }
 }
 

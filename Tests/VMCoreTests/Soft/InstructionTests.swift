@@ -323,12 +323,14 @@ import VMCore
     }
 
     /// A search passes arrivals at which the registers differ, and counts them.
-    @Test func arrivalsAreToldByTheSumOfTheRegisters() throws {
+    @Test(arguments: [false, true]) func arrivalsAreToldByTheSumOfTheRegisters(_ isBrief: Bool) throws {
         // INC AX; INC BX; JMP back
         let engine = try SoftMachine([0x40, 0x43, 0xEB, 0xFC]).engine
         var wanted = try engine.registers().general
         (wanted.rax, wanted.rbx) = (1000, 999)
-        engine.filterArrivals(sum: wanted.sum)
+        let anchor = Anchor(rip: SoftMachine.start + 1, registers: 0, memory: 0, instructions: 0, elapsed: Nanoseconds(0),
+                            general: wanted.sum)
+        engine.filterArrivals(by: isBrief ? anchor.brief : anchor)
         engine.armKick(at: hostTime() + .seconds(5))
         guard case .debug = try engine.enter(until: .breakpoint(SoftMachine.start + 1)) else { throw SoftMachine.Late() }
         wanted.rip = SoftMachine.start + 1
