@@ -207,13 +207,15 @@ public final class SerialPort: @unchecked Sendable {
         recentOutput = []
     }
 
+    /// Whether the prompt was printed; takes it and all before it. What can't be part of it any more is forgotten: this is asked
+    /// whenever the guest comes back, and each byte is to be looked at once.
     private func takePrompt(_ prompt: [UInt8]) -> Bool {
         guard recentOutput.count >= prompt.count else { return false }
         for start in 0...(recentOutput.count - prompt.count) where recentOutput[start...].starts(with: prompt) {
             recentOutput.removeFirst(start + prompt.count)
             return true
         }
-        recentOutput.removeFirst(max(0, recentOutput.count - 64 * 1024))
+        recentOutput.removeFirst(recentOutput.count - prompt.count + 1)
         return false
     }
 
