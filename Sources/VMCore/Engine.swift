@@ -98,6 +98,10 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// and where the soft engine knows the way there, fast.
     public var landsBySteps: Bool { !breakpointKernel && stepKernel && stepUser && stepToUser }
 
+    /// No kick is to come sooner than this after the guest is entered: one that is kicked before it has executed an instruction never
+    /// gets anywhere. Where KVM is emulated, entering takes some 100 µs and on a slow host several times as long.
+    var shortestRun: Nanoseconds { breakpointKernel ? .microseconds(30) : .milliseconds(1) }
+
     /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
     public func canAnchor(cpl: UInt8) -> Bool { landsBySteps || (cpl == 3 ? breakpointUser : breakpointKernel) }
 }

@@ -138,8 +138,8 @@ public struct Anchor: Hashable, Codable, Sendable {
         return short
     }
 
-    /// The bits of `GeneralRegisters.sum` that `general` has.
-    var generalMask: UInt64 { digits.general }
+    /// The bits of `GeneralRegisters.sum` that `general` has: none where it isn't known.
+    var generalMask: UInt64 { general == 0 ? 0 : digits.general }
 
     /// Whether the anchors can name the same point: as far as both have digits. How long the host took isn't part of it.
     public func isSamePoint(as other: Anchor) -> Bool {
@@ -149,13 +149,7 @@ public struct Anchor: Hashable, Codable, Sendable {
     /// Whether RIP and the registers are the same at both: as far as both have digits.
     public func hasSameRegisters(as other: Anchor) -> Bool {
         guard rip == other.rip, isBrief || other.isBrief || registers == other.registers else { return false }
-        return general == 0 || other.general == 0 || (general ^ other.general) & generalMask & other.generalMask == 0
-    }
-
-    /// Whether a guest with these registers may be at this point; what they don't show is in `memory`.
-    public func fits(_ registers: CoreRegisters) -> Bool {
-        registers.linearRIP == rip && (general == 0 || (registers.general.sum ^ general) & generalMask == 0)
-            && (isBrief || registers.digest == self.registers)
+        return (general ^ other.general) & generalMask & other.generalMask == 0
     }
 
     /// Whether a complete state with this digest is this point's.
@@ -163,8 +157,8 @@ public struct Anchor: Hashable, Codable, Sendable {
 
     /// What RFLAGS can be at this point for a guest with these registers: its own first; then, where the processor of the
     /// recording left some to chance, what they could have been. None where the registers aren't this point's.
-    func flags(of registers: CoreRegisters, _ profile: ProcessorProfile) -> [UInt64] {
-        guard registers.linearRIP == rip, general == 0 || (registers.general.sum ^ general) & generalMask == 0 else { return [] }
+    package func flags(of registers: CoreRegisters, _ profile: ProcessorProfile) -> [UInt64] {
+        guard registers.linearRIP == rip, (registers.general.sum ^ general) & generalMask == 0 else { return [] }
         if !isBrief, registers.digest == self.registers { return [registers.general.rflags] }
         let others = !profile.bitTestsVary ? [] : Self.chances.map { registers.general.rflags ^ $0 }
         guard !isBrief else { return [registers.general.rflags] + others }

@@ -145,7 +145,7 @@ struct Planted {
         guard let anchor = event.anchor else {
             return event.identity.kind == .interruptAtExit ? position.instructions == 0 : engine.isInterruptible
         }
-        return anchor.fits(registers)
+        return !anchor.flags(of: registers, engine.profile).isEmpty
     }
 
     /// Takes the guest to its handler: the gate's address, as 64-bit code has it.

@@ -118,11 +118,22 @@ static inline void ckvm_set_immediate_exit(struct kvm_run *r, uint8_t on) {
 
 /* ---- the kick: a timer or a thread sends a signal to the vCPU thread; the handler makes KVM_RUN return ----------- */
 
+/* What immediate_exit is set to: any value but 0 makes KVM_RUN return. */
+enum { CKVM_KICKED_BY_TIMER = 1, CKVM_KICKED_BY_THREAD = 2 };
+
 static inline void ckvm_kick_handler(int signal, siginfo_t *info, void *context) {
     (void)signal;
     (void)context;
-    if (info->si_code == SI_TIMER || info->si_code == SI_QUEUE)
-        ckvm_set_immediate_exit((struct kvm_run *)info->si_value.sival_ptr, 1);
+    if (info->si_code != SI_TIMER && info->si_code != SI_QUEUE) return;
+    struct kvm_run *run = (struct kvm_run *)info->si_value.sival_ptr;
+    __atomic_fetch_or(&run->immediate_exit, info->si_code == SI_TIMER ? CKVM_KICKED_BY_TIMER : CKVM_KICKED_BY_THREAD,
+                      __ATOMIC_SEQ_CST);
+}
+/* Takes back what the timer, and nothing else, has set. Returns whether it had. */
+static inline int ckvm_take_timer_kick(struct kvm_run *run) {
+    uint8_t expected = CKVM_KICKED_BY_TIMER;
+    return __atomic_load_n(&run->immediate_exit, __ATOMIC_RELAXED) == expected
+        && __atomic_compare_exchange_n(&run->immediate_exit, &expected, 0, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 static inline int ckvm_install_kick_handler(int signal) {
     struct sigaction action;

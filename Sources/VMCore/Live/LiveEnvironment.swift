@@ -71,9 +71,23 @@ public final class LiveEnvironment: Environment {
     private var windowRequestedAt: ExitNumber?
     /// Whether it is an NMI.
     private var nmiWaits = false
-    /// Whether no kick is due for it: the guest comes back by itself, at an exit or where it can take an interrupt.
-    private var needsNoKick = false
+    private var comesBack = Return.byKick
+
+    /// What ends the way to a place where it may enter. No kick is due for it but in the first case.
+    private enum Return {
+        case byKick, atExit
+        /// The engine says when the guest can take it.
+        case atWindow
+    }
     private var saidWaitsForExit = false
+
+    // A guest that gets no instruction between two handlers.
+    /// Where it stood when an interrupt entered at a window, looked at from time to time.
+    private var lastStand: (rip: UInt64, sum: UInt64, at: Nanoseconds)?
+    /// Until then it runs without an interrupt, unless it exits.
+    private var restEnds: Nanoseconds?
+    /// It is looked at after so many grace periods at the soonest, and then rests for one.
+    private static let gracesOfWork: UInt64 = 4
 
     /// How long an interrupt waits for an exit of the guest's own before it gets a position between exits.
     ///
@@ -89,10 +103,17 @@ public final class LiveEnvironment: Environment {
     private static func nextLook(_ now: Nanoseconds, since: Nanoseconds) -> Nanoseconds {
         now + max(retry, Nanoseconds((now - since).rawValue / 8))
     }
+    /// When devices are looked after while an interrupt waits for a window, at which the guest comes back by itself.
+    ///
+    /// What they raise enters after it, unless it is an NMI, so that a kick for each tick of a timer would only take the guest's
+    /// time: in the lab so much that a handler never ended before the next tick. The spans double, and the moment stays the
+    /// same from exit to exit.
+    private func lookAfterDevices(_ now: Nanoseconds, since: Nanoseconds) -> Nanoseconds {
+        let periods = (now - since).rawValue / grace.rawValue
+        return since + Nanoseconds(grace.rawValue << UInt64(64 - periods.leadingZeroBitCount))
+    }
     /// How long a guest that has panicked may take to say why and to reset the machine.
     private static let panicGrace = Nanoseconds.seconds(10)
-    /// No kick comes sooner than this: a guest that is kicked before it has run an instruction never gets anywhere.
-    private static let shortestRun = Nanoseconds.microseconds(30)
 
     /// Machine time goes on from the devices' own: 0 at power-on, more where a recorded run goes live.
     public init(platform: Platform, serial: SerialPort, engine: any Engine, options: LiveOptions) {
@@ -207,12 +228,14 @@ public final class LiveEnvironment: Environment {
         // A device that is due gets its interrupt in at the guest's next exit, if one comes in time.
         if options.placement == .replayable, !isExact, let due = moment { moment = due + grace }
         if random != nil, let due = moment { moment = due + Nanoseconds(random!.next(below: 400_000)) }
+        if comesBack == .atWindow, let since = waitingSince { moment = moment.map { max($0, lookAfterDevices(now, since: since)) } }
+        if let ends = restEnds { moment = moment.map { max($0, ends) } }
         if !endIsDue { moment = earliest(moment, panicEnds) }
         if let asked = attention {
             if asked > now { moment = earliest(moment, asked) } else { attention = nil }
         }
-        if waitingSince != nil, !needsNoKick { moment = earliest(moment, graceEnds) }
-        if clock.source == .host { moment = moment.map { max($0, self.now + Self.shortestRun) } }
+        if comesBack == .byKick { moment = earliest(moment, graceEnds) }
+        if clock.source == .host { moment = moment.map { max($0, self.now + engine.capabilities.shortestRun) } }
         clock.arm(engine, at: moment, limit: endIsDue ? nil : deadline)
     }
 
@@ -314,13 +337,15 @@ public final class LiveEnvironment: Environment {
         waitingSince = nil
         graceEnds = nil
         windowRequestedAt = nil
-        needsNoKick = false
+        comesBack = .byKick
         reschedule(at: now)
     }
 
     /// Lets the waiting NMI or interrupt in here, or arranges for a better place. Nil when a halted guest can't take it.
     private func place(at point: EntryPoint, of machine: Machine, now: Nanoseconds) throws -> Entry? {
         let since = waitingSince ?? now
+        // No window says when an NMI can enter.
+        if nmiWaits { comesBack = .byKick }
         if point == .window || point == .between, try engine.mayHaveLostShadow() {
             // Not to be the first window: where the byte before isn't STI that was here.
             windowRequestedAt = nil
@@ -332,24 +357,53 @@ public final class LiveEnvironment: Environment {
             ? try options.placement == .immediate || engine.isReadyForNMI() : engine.isInterruptible
 
         if point == .exit || point == .window && !nmiWaits || options.placement == .immediate && !isExact {
+            if let ends = restEnds, point == .between, now < ends {
+                reschedule(at: now)
+                return .proceed
+            }
+            restEnds = nil
             if ready {
                 engine.wantsRegisters = false
+                if point == .window, !isExact, try standsStill(now: now) {
+                    restEnds = now + grace
+                    graceEnds = restEnds
+                    windowRequestedAt = nil
+                    comesBack = .byKick
+                    reschedule(at: now)
+                    return .proceed
+                }
                 return enter(at: point, since: since, now: now)
             }
             if platform.isHalted { return nil }
-            if options.placement == .immediate { return .proceedToWindow }
+            if options.placement == .immediate { return proceedToWindow(now: now) }
         }
         if isExact { return try placeExactly(at: point, ready: ready, of: machine, since: since, now: now) }
         if engine.capabilities.exactWindow, !nmiWaits, point == .exit || windowRequestedAt == machine.exit {
             windowRequestedAt = machine.exit
-            // Entered by an exit or a window, the guest comes back by itself.
-            if graceEnds != nil {
-                graceEnds = nil
-                reschedule(at: now)
-            }
-            return .proceedToWindow
+            return proceedToWindow(now: now)
         }
         return try placeBetweenExits(at: point, ready: ready, since: since, now: now)
+    }
+
+    /// Whether the guest stands where it stood when an interrupt entered some time ago: it gets no instruction between the end of a
+    /// handler and the next interrupt. A host that is slow, or busy elsewhere, takes longer for a tick than a timer's period, and a
+    /// guest that is never let go would stay where it is for good.
+    private func standsStill(now: Nanoseconds) throws -> Bool {
+        if let last = lastStand, now - last.at < Nanoseconds(grace.rawValue * Self.gracesOfWork) { return false }
+        let registers = try engine.registers()
+        let stand = (rip: registers.linearRIP, sum: registers.general.sum, at: now)
+        defer { lastStand = stand }
+        guard let last = lastStand, last.rip == stand.rip, last.sum == stand.sum else { return false }
+        // To be placed between exits afterwards.
+        return options.placement == .immediate || engine.capabilities.canAnchor(cpl: registers.cpl)
+    }
+
+    /// The guest comes back by itself.
+    private func proceedToWindow(now: Nanoseconds) -> Entry {
+        graceEnds = nil
+        if engine.capabilities.exactWindow { comesBack = .atWindow }
+        reschedule(at: now)
+        return .proceedToWindow
     }
 
     /// Every point is as good as any other: the next one at which the guest can take it is the best.
@@ -386,16 +440,16 @@ public final class LiveEnvironment: Environment {
         }
         guard ready else {
             // Where the engine says when the guest can take it, kicks until then would only take the guest's time.
-            let comesBack = engine.capabilities.exactWindow && !nmiWaits
-            if comesBack { needsNoKick = true } else { graceEnds = Self.nextLook(now, since: since) }
+            let hasWindow = engine.capabilities.exactWindow && !nmiWaits
+            if hasWindow { comesBack = .atWindow } else { graceEnds = Self.nextLook(now, since: since) }
             reschedule(at: now)
-            return comesBack ? .proceedToBoundary : .proceed
+            return hasWindow ? .proceedToBoundary : .proceed
         }
-        needsNoKick = false
+        comesBack = .byKick
         graceEnds = Self.nextLook(now, since: since)
         let registers = try engine.registers()
         guard engine.capabilities.canAnchor(cpl: registers.cpl), try !engine.debugRegistersActive() else {
-            needsNoKick = true
+            comesBack = .atExit
             if !saidWaitsForExit {
                 saidWaitsForExit = true
                 notice("this KVM can't stop a guest at CPL \(registers.cpl) between exits: "
@@ -416,7 +470,8 @@ public final class LiveEnvironment: Environment {
         waitingSince = nil
         graceEnds = nil
         windowRequestedAt = nil
-        needsNoKick = false
+        comesBack = .byKick
+        restEnds = nil
         defer { reschedule(at: now) }
         let isNMI = platform.acknowledgeNMI()
         let vector = isNMI ? nil : platform.acknowledgeInterrupt(taskPriority: engine.taskPriority)

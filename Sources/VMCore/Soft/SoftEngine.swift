@@ -186,7 +186,7 @@ public final class SoftEngine: Engine {
     /// Arrivals at the breakpoint where the general registers aren't the anchor's are passed, until `endFilter`.
     public func filterArrivals(by anchor: Anchor) {
         core.s.wantedSum = anchor.general
-        core.s.wantedBits = anchor.general == 0 ? 0 : anchor.generalMask
+        core.s.wantedBits = anchor.generalMask
         core.s.passedArrivals = 0
     }
 

@@ -23,9 +23,9 @@ private final class StandingEngine: Engine {
     }
 
     /// Puts code where the guest stands.
-    func stand(at code: [UInt8]) {
-        memory.write(code, at: .init(0x1000))
-        cpu.general.rip = 0x1000
+    func stand(at code: [UInt8], address: UInt64 = 0x1000) {
+        memory.write(code, at: .init(address))
+        cpu.general.rip = address
     }
 
     func enter(until stop: StopCondition) throws(HostError) -> Arrival { .kicked }
@@ -51,16 +51,18 @@ private final class StandingEngine: Engine {
     private let live: LiveEnvironment
     private let machine: Machine
 
-    private init(exactWindow: Bool) throws {
+    private init(exactWindow: Bool, placement: InterruptPlacement = .replayable, isPeriodic: Bool = false) throws {
         engine = try StandingEngine(exactWindow: exactWindow)
         engine.stand(at: [0x90])
         var options = LiveOptions()
-        options.placement = .replayable
+        options.placement = placement
         live = LiveEnvironment(platform: Platform(ChipsetConfiguration(memoryBytes: 2 << 20, wallClockStart: 0)),
                                serial: try SerialPort(.none), engine: engine, options: options)
         machine = Machine(engine: engine, environment: live)
-        // The interrupt controller with vectors from 0x20 on and the timer's line open; the timer fires once, after 0.1 ms.
-        let writes: [(UInt64, UInt64)] = [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xFE), (0x43, 0x30), (0x40, 119), (0x40, 0)]
+        // The interrupt controller with vectors from 0x20 on and the timer's line open; the timer fires once, after 0.1 ms, or
+        // every millisecond.
+        let writes: [(UInt64, UInt64)] = [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xFE)]
+            + (isPeriodic ? [(0x43, 0x34), (0x40, 0xA9), (0x40, 4)] : [(0x43, 0x30), (0x40, 119), (0x40, 0)])
         for (number, write) in writes.enumerated() {
             var exit = Exit(EventIdentity(kind: .portWrite, size: 1, address: write.0), value: write.1)
             try live.handle(&exit, number: ExitNumber(UInt64(number + 1)))
@@ -105,6 +107,59 @@ private final class StandingEngine: Engine {
         engine.isInterruptible = true
         guard case .interrupt = try live.entry(at: .window, of: machine) else { return #expect(Bool(false)) }
         #expect(live.latency.atWindow.count == 1)
+    }
+
+    /// A handler that takes longer than a timer's period, by the kicks alone, would be followed by the next at once.
+    @Test(arguments: [InterruptPlacement.immediate, .replayable])
+    func ticksDontDisturbTheWayToAWindow(placement: InterruptPlacement) throws {
+        let other = try Self(exactWindow: true, placement: placement, isPeriodic: true)
+        other.wait(.milliseconds(2))
+        guard case .proceedToWindow = try other.live.entry(at: .exit, of: other.machine) else { return #expect(Bool(false)) }
+        let end = hostTime() + .milliseconds(100)
+        var kicks = 0
+        while let kick = other.engine.armed, kick < end {
+            while hostTime() < kick {}
+            kicks += 1
+            guard case .proceedToWindow = try other.live.entry(at: .between, of: other.machine) else { return #expect(Bool(false)) }
+        }
+        // After 10, 20, 40 and 80 ms: an NMI is not left for longer than twice what it would have waited.
+        #expect((2 ... 4).contains(kicks))
+        other.engine.isInterruptible = true
+        guard case .interrupt = try other.live.entry(at: .window, of: other.machine) else { return #expect(Bool(false)) }
+        // As soon as it has entered, the next tick is looked for in time.
+        let next = try #require(other.engine.armed)
+        #expect(next < hostTime() + .milliseconds(12))
+    }
+
+    /// Where a handler takes longer than the timer's period, by whatever it is, the guest gets a time of its own between two.
+    @Test(arguments: [true, false]) func aGuestThatGetsNoInstructionIsLetGo(standsStill: Bool) throws {
+        let other = try Self(exactWindow: true, placement: .immediate, isPeriodic: true)
+        other.engine.isInterruptible = true
+        let end = hostTime() + .milliseconds(95)
+        var rests = 0
+        while hostTime() < end {
+            other.wait(.milliseconds(2))
+            switch try other.live.entry(at: .window, of: other.machine) {
+            case .interrupt:
+                // The handler ends its interrupt, and the main program has or has not gone on.
+                var exit = Exit(EventIdentity(kind: .portWrite, size: 1, address: 0x20), value: 0x20)
+                try other.live.handle(&exit, number: ExitNumber(100))
+                if !standsStill { other.engine.stand(at: [0x90], address: UInt64.random(in: 0x1000 ..< 0x8_0000)) }
+            case .proceed:
+                rests += 1
+                let began = hostTime()
+                guard case .proceed = try other.live.entry(at: .between, of: other.machine) else { return #expect(Bool(false)) }
+                // No tick disturbs it, and then the next one enters wherever the guest is.
+                let kick = try #require(other.engine.armed)
+                #expect(kick > began + .milliseconds(9))
+                while hostTime() < kick {}
+                guard case .interrupt = try other.live.entry(at: .between, of: other.machine) else { return #expect(Bool(false)) }
+                var exit = Exit(EventIdentity(kind: .portWrite, size: 1, address: 0x20), value: 0x20)
+                try other.live.handle(&exit, number: ExitNumber(100))
+            default: return #expect(Bool(false))
+            }
+        }
+        #expect(standsStill ? (1 ... 2).contains(rests) : rests == 0)
     }
 
     /// In a repeated string instruction, and where no engine says when the guest can take it.
