@@ -28,7 +28,7 @@ public struct CheckpointPolicy: Equatable, Sendable {
 
     private var last = Nanoseconds(0)
     private var lastExit = ExitNumber.start
-    /// What a checkpoint costs: a mean in which the latest one weighs a quarter.
+    /// What a checkpoint costs: a mean in which the latest one weighs a quarter, and the first all of it.
     private var cost = Nanoseconds(0)
     /// The widest distance to which the limit on their cost has spread checkpoints; nil where it never has.
     public private(set) var spreadTo: Nanoseconds?
@@ -66,7 +66,7 @@ public struct CheckpointPolicy: Equatable, Sendable {
 
     /// A checkpoint was taken at `exit`, at `now`, and checkpoints kept the guest from running for `pause`.
     public mutating func took(_ pause: Nanoseconds, at exit: ExitNumber, now: Nanoseconds) {
-        cost = Nanoseconds((3 * cost.rawValue + pause.rawValue) / 4)
+        cost = cost.rawValue == 0 ? pause : Nanoseconds((3 * cost.rawValue + pause.rawValue) / 4)
         begin(at: exit, now: now)
     }
 
