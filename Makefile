@@ -30,7 +30,7 @@ installed = $(bindir)/vmrr $(datadir)/man/man1/vmrr.1 $(datadir)/bash-completion
 help:
 	@echo 'make demo       records a guest until it fails, replays the failure, shows it'
 	@echo 'make test       runs every test on this host'
-	@echo 'make test-lab   runs tests in the lab; not all of them pass there yet'
+	@echo 'make test-lab   runs the tests of KVM and the built-in guests in the lab; LABFLAGS="--filter LinuxGuest": Linux'
 	@echo 'make build      builds $(BUILT)'
 	@echo 'make lab        a shell on a machine with a stock /dev/kvm, which QEMU emulates: scripts/lab help'
 	@echo 'make install    installs what make build left: PREFIX=$(PREFIX), DESTDIR is honoured'
