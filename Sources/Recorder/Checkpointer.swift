@@ -20,7 +20,7 @@ final class Checkpointer {
     /// has every checkpoint compared with all of memory, which costs a copy of it and a lot of time.
     init(machine: Machine, writer: TraceWriter, digests: MemoryDigestTable, checksWrites: Bool) throws {
         let memory = machine.engine.memory
-        faultsAreDear = !machine.engine.capabilities.breakpointKernel
+        faultsAreDear = machine.engine.capabilities.entersSlowly
         writes = try machine.writes.get().follow()
         oracle = checksWrites ? try MemoryOracle(memory: memory) : nil
         thread = CheckpointThread(writer: writer, digests: digests, map: memory.map)

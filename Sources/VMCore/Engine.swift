@@ -98,9 +98,13 @@ public struct EngineCapabilities: Codable, Equatable, Sendable {
     /// and where the soft engine knows the way there, fast.
     public var landsBySteps: Bool { !breakpointKernel && stepKernel && stepUser && stepToUser }
 
+    /// Whether entering a guest and a fault of its pages take some hundred times as long as on a processor, since KVM itself is
+    /// emulated: told by the breakpoint that stops no guest there.
+    package var entersSlowly: Bool { !breakpointKernel }
+
     /// No kick is to come sooner than this after the guest is entered: one that is kicked before it has executed an instruction never
     /// gets anywhere. Where KVM is emulated, entering takes some 100 µs and on a slow host several times as long.
-    var shortestRun: Nanoseconds { breakpointKernel ? .microseconds(30) : .milliseconds(1) }
+    var shortestRun: Nanoseconds { entersSlowly ? .milliseconds(1) : .microseconds(30) }
 
     /// Whether a point between two exits can be found again when the guest runs at privilege level `cpl`.
     public func canAnchor(cpl: UInt8) -> Bool { landsBySteps || (cpl == 3 ? breakpointUser : breakpointKernel) }

@@ -543,9 +543,8 @@ public final class KVMEngine: Engine {
     // MARK: Kicks
 
     public func armKick(at moment: Nanoseconds?) {
-        guard moment != armed else { return }
+        guard moment != armed, let timer else { return }
         armed = moment
-        guard let timer else { return }
         var setting = itimerspec()
         if let moment {
             // Zero would disarm the timer.

@@ -400,9 +400,12 @@ public final class LiveEnvironment: Environment {
 
     /// The guest comes back by itself.
     private func proceedToWindow(now: Nanoseconds) -> Entry {
-        graceEnds = nil
-        if engine.capabilities.exactWindow { comesBack = .atWindow }
-        reschedule(at: now)
+        let way = engine.capabilities.exactWindow ? Return.atWindow : .byKick
+        // Said once: the guest may make many exits on the way.
+        if graceEnds != nil || comesBack != way {
+            (graceEnds, comesBack) = (nil, way)
+            reschedule(at: now)
+        }
         return .proceedToWindow
     }
 

@@ -76,6 +76,12 @@ private final class StandingEngine: Engine {
         while hostTime() < end {}
     }
 
+    /// What a handler tells the interrupt controller.
+    private func endInterrupt() throws {
+        var exit = Exit(EventIdentity(kind: .portWrite, size: 1, address: 0x20), value: 0x20)
+        try live.handle(&exit, number: ExitNumber(100))
+    }
+
     /// Asks what is to be done; nil where an interrupt enters or anything else is wanted but to go on.
     private func look() throws -> Entry? {
         let entry = try live.entry(at: .between, of: machine)
@@ -142,8 +148,7 @@ private final class StandingEngine: Engine {
             switch try other.live.entry(at: .window, of: other.machine) {
             case .interrupt:
                 // The handler ends its interrupt, and the main program has or has not gone on.
-                var exit = Exit(EventIdentity(kind: .portWrite, size: 1, address: 0x20), value: 0x20)
-                try other.live.handle(&exit, number: ExitNumber(100))
+                try other.endInterrupt()
                 if !standsStill { other.engine.stand(at: [0x90], address: UInt64.random(in: 0x1000 ..< 0x8_0000)) }
             case .proceed:
                 rests += 1
@@ -154,8 +159,7 @@ private final class StandingEngine: Engine {
                 #expect(kick > began + .milliseconds(9))
                 while hostTime() < kick {}
                 guard case .interrupt = try other.live.entry(at: .between, of: other.machine) else { return #expect(Bool(false)) }
-                var exit = Exit(EventIdentity(kind: .portWrite, size: 1, address: 0x20), value: 0x20)
-                try other.live.handle(&exit, number: ExitNumber(100))
+                try other.endInterrupt()
             default: return #expect(Bool(false))
             }
         }
